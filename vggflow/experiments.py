@@ -8,7 +8,7 @@ __all__ = ['choose', 'project_root', 'template_path', 'template_parameters', 'ch
            'progress_line', 'Watch', 'run_card', 'sha256', 'write_csv', 'collect', 'git_commit', 'versions',
            'make_figures', 'publish', 'draw_figure', 'readme']
 
-# %% ../nbs/20_experiments.ipynb #b2d8204f
+# %% ../nbs/20_experiments.ipynb #980ae0f2
 import ast, contextlib, csv, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, threading, time, tomllib
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +16,7 @@ from pathlib import Path
 try: import fcntl
 except ImportError: fcntl = None  # not on Windows: there, two calls at once are not kept apart
 
-# %% ../nbs/20_experiments.ipynb #e2b445fa
+# %% ../nbs/20_experiments.ipynb #523fa6c1
 def choose(
     name:str, # What the user wrote
     known, # Names that exist
@@ -29,7 +29,7 @@ def choose(
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known) or 'none'}"
     raise ValueError(f"no {what} {name!r}; {hint}")
 
-# %% ../nbs/20_experiments.ipynb #8934146c
+# %% ../nbs/20_experiments.ipynb #a7896618
 def project_root()->Path: # Raises FileNotFoundError outside a checkout
     "Folder of the checkout"
     here = Path(os.environ['VGGFLOW_ROOT']) if 'VGGFLOW_ROOT' in os.environ else Path.cwd()
@@ -38,7 +38,7 @@ def project_root()->Path: # Raises FileNotFoundError outside a checkout
         if (d/'experiments.toml').is_file(): return d.resolve()
     raise FileNotFoundError(f"no experiments.toml in {here} or above; run this inside a clone of the repository")
 
-# %% ../nbs/20_experiments.ipynb #5a6defa5
+# %% ../nbs/20_experiments.ipynb #381639e5
 def template_path(
     template:str # Name of a template, without folder and ending
 )->Path: # Raises ValueError for an unknown name
@@ -56,7 +56,7 @@ def template_parameters(
     if ps: return ps
     raise ValueError(f"{path} declares no parameters; give one cell the tag 'parameters' (nbdev-clean must keep it)")
 
-# %% ../nbs/20_experiments.ipynb #0dd96b63
+# %% ../nbs/20_experiments.ipynb #a84964e9
 _types = dict(str=str, int=int, float=(int,float), bool=bool, list=list, dict=dict)
 
 def check_parameters(
@@ -74,7 +74,7 @@ def check_parameters(
         res[k] = float(v) if t=='float' else v
     return res
 
-# %% ../nbs/20_experiments.ipynb #7d9db17c
+# %% ../nbs/20_experiments.ipynb #c295fafe
 _places = ('out', 'progress')  # parameters without influence on results
 
 def card_id(
@@ -87,7 +87,7 @@ def card_id(
     name = re.sub('[^a-z0-9]+', '-', str(ps.get('method', template)).lower()).strip('-')
     return f"{name}-s{ps['seed']}-{digest}" if 'seed' in ps else f"{name}-{digest}"
 
-# %% ../nbs/20_experiments.ipynb #d5ead6e3
+# %% ../nbs/20_experiments.ipynb #3496d482
 @dataclass(frozen=True)
 class Card:
     "All parameters of one run"
@@ -108,7 +108,7 @@ class Card:
             write_text(f, json.dumps(dict(experiment=self.experiment, template=self.template, parameters=self.parameters), indent=1))
         return f
 
-# %% ../nbs/20_experiments.ipynb #0b455fe2
+# %% ../nbs/20_experiments.ipynb #8d9984ba
 def write_text(
     path, # File to write
     text:str # Its content
@@ -125,7 +125,7 @@ def load_card(
     try: return Card(**json.loads(Path(path).read_text()))
     except (json.JSONDecodeError, TypeError) as e: raise ValueError(f"{path} is not a run card ({e}); delete it and call make figures again") from None
 
-# %% ../nbs/20_experiments.ipynb #7e0e6f2a
+# %% ../nbs/20_experiments.ipynb #11594bb8
 def read_experiments(
     path=None # The file; the checkout's own by default
 )->dict: # With the keys `profiles` and one per experiment
@@ -141,7 +141,7 @@ def read_experiments(
 
 def experiment_names(exps=None): return [k for k in (exps or read_experiments()) if k!='profiles']
 
-# %% ../nbs/20_experiments.ipynb #928a5cf0
+# %% ../nbs/20_experiments.ipynb #28000c08
 def cards(
     experiment:str, # Name in experiments.toml
     profile:str='quick', # smoke, quick or paper
@@ -161,7 +161,7 @@ def cards(
             res.append(Card(experiment, e['template'], {k:v for k,v in ps.items() if k not in _places}))
     return res
 
-# %% ../nbs/20_experiments.ipynb #5c8846b5
+# %% ../nbs/20_experiments.ipynb #bedf1e99
 @contextlib.contextmanager
 def hold(
     path, # Lock file; it stays, the lock does not
@@ -177,7 +177,7 @@ def hold(
                 fcntl.flock(f, fcntl.LOCK_EX)
         yield f
 
-# %% ../nbs/20_experiments.ipynb #433975d7
+# %% ../nbs/20_experiments.ipynb #115ad5b8
 def run_notebook(
     template, # Path of the notebook
     out, # Where the executed notebook goes
@@ -198,14 +198,14 @@ def run_notebook(
     os.replace(running, out)
     return out
 
-# %% ../nbs/20_experiments.ipynb #4a504353
+# %% ../nbs/20_experiments.ipynb #d6f746a7
 def _kernel():
     "Name of the Jupyter kernel that belongs to this environment"
     from jupyter_client.kernelspec import KernelSpecManager
     mine = Path(sys.prefix)/'share'/'jupyter'/'kernels'
     return next((n for n in ('vggflow','python3') if (mine/n).is_dir()), 'python3')
 
-# %% ../nbs/20_experiments.ipynb #f5b494d1
+# %% ../nbs/20_experiments.ipynb #05958c86
 def read_rows(
     path # A .jsonl file, complete or growing
 )->list: # Dicts; the last, unfinished line of a growing file is left out
@@ -229,7 +229,7 @@ def progress_line(
     if pace: parts += [f"{pace:.1f} s/update", f"eta {clock(pace*(updates-n))}"]
     return ', '.join(parts)
 
-# %% ../nbs/20_experiments.ipynb #cc297563
+# %% ../nbs/20_experiments.ipynb #50b981b3
 class Watch(threading.Thread):
     "Print the progress of a run while it grows"
     def __init__(self,
@@ -253,7 +253,7 @@ class Watch(threading.Thread):
     def __enter__(self): self.start(); return self
     def __exit__(self, *_): self.over.set(); self.join()
 
-# %% ../nbs/20_experiments.ipynb #692284f9
+# %% ../nbs/20_experiments.ipynb #166639db
 def run_card(
     path # A card.json
 )->Path: # The executed notebook
@@ -271,7 +271,7 @@ def run_card(
         print(f"{progress_line(label, read_rows(folder/'metrics.jsonl'), updates)}; done in {clock(time.time()-t)}", flush=True)
     return out
 
-# %% ../nbs/20_experiments.ipynb #2179cf14
+# %% ../nbs/20_experiments.ipynb #e149bee0
 def sha256(
     path # A file
 )->str: # Hexadecimal
@@ -288,7 +288,7 @@ def write_csv(
     w = csv.DictWriter(f, cols, lineterminator='\n'); w.writeheader(); w.writerows(rows)
     write_text(path, f.getvalue())
 
-# %% ../nbs/20_experiments.ipynb #0d7eb2b1
+# %% ../nbs/20_experiments.ipynb #2896981f
 def collect(
     experiment:str, # Name in experiments.toml
     profile:str, # Which profile's runs
@@ -313,7 +313,7 @@ def collect(
 
 def _rounded(r): return {k:float(f'{v:.6g}') if isinstance(v, float) else v for k,v in r.items()}
 
-# %% ../nbs/20_experiments.ipynb #1347e96f
+# %% ../nbs/20_experiments.ipynb #2c4f52cb
 def git_commit()->str: # "unknown" outside a git checkout
     "Commit of the checkout, with -dirty if its source was changed"
     def git(*a): return subprocess.run(['git', '-C', str(project_root()), *a], capture_output=True, text=True)
@@ -333,7 +333,18 @@ def versions(
         with contextlib.suppress(PackageNotFoundError): res[n] = version(n)
     return res
 
-# %% ../nbs/20_experiments.ipynb #5cde5434
+# %% ../nbs/20_experiments.ipynb #a4e4ec5d
+_chatter = re.compile('Assuming unrestricted|Building DAG|Using shell|Select jobs|Execute \\d+ jobs|Complete log|Elapsed time|Nothing to be done|RuleException|'
+    'CalledProcessError|Command |Exiting because|WorkflowError|At least one job|Shutting down|\\[IPKernelApp\\]|$')
+
+def _quietly(cmd):
+    "Run Snakemake; of its own words let only those through that are news"
+    p = subprocess.Popen(cmd, stderr=subprocess.PIPE, text=True, close_fds=False)
+    for line in p.stderr:
+        if not _chatter.match(line.strip()): print(line, end='', file=sys.stderr, flush=True)
+    return p.wait()
+
+# %% ../nbs/20_experiments.ipynb #ed8510ef
 def make_figures(
     profile:str='quick', # smoke, quick or paper
     cores:int=2, # Runs at once; each uses one thread
@@ -350,26 +361,16 @@ def make_figures(
     cmd = [sys.executable, '-m', 'snakemake', '--snakefile', str(root/'Snakefile'), '--directory', str(root)]
     with hold(root/'.figures.lock', 'the figures of this checkout') as lock:
         os.set_inheritable(lock.fileno(), True)  # a scheduler that outlives this process keeps the lock
-        rc = _quietly([*cmd, '--cores', str(cores), '--nolock', '--rerun-incomplete', '--rerun-triggers', 'mtime', 'input', '--keep-going', '--nocolor',
+        rc = _quietly([*cmd, '--cores', str(cores), '--nolock', '--ignore-incomplete', '--rerun-triggers', 'mtime', 'input', '--keep-going', '--nocolor',
             '--quiet', 'rules', 'host', 'progress', 'reason', *extra, '--config', f'profile={profile}', f"experiments={','.join(names)}"])
         if rc==0: publish(profile, [f for e in names for f in exps[e].get('figures', {})], list(todo))
     if rc: print("not everything could be made; the notebook of a failed run ends in .failed.ipynb. "
                  "Mend the cause and call this again: finished runs are kept", flush=True)
     return rc
 
-_chatter = re.compile('Assuming unrestricted|Building DAG|Using shell|Select jobs|Execute \\d+ jobs|Complete log|Elapsed time|Nothing to be done|RuleException|'
-    'CalledProcessError|Command |Exiting because|WorkflowError|At least one job|Shutting down|\\[IPKernelApp\\]|$')
-
-def _quietly(cmd):
-    "Run Snakemake; of its own words let only those through that are news"
-    p = subprocess.Popen(cmd, stderr=subprocess.PIPE, text=True, close_fds=False)
-    for line in p.stderr:
-        if not _chatter.match(line.strip()): print(line, end='', file=sys.stderr, flush=True)
-    return p.wait()
-
 def _drawing(exps): return [e for e in experiment_names(exps) if exps[e].get('figures')]
 
-# %% ../nbs/20_experiments.ipynb #f55a22e1
+# %% ../nbs/20_experiments.ipynb #b0bab623
 def publish(
     profile:str, # Whose figures
     figures:list, # Their names
@@ -387,7 +388,7 @@ def publish(
         note = f" (it showed profile {was}; that version is kept as figures/{was}/{fig}.*)" if was not in (None, profile) else ''
         print(f"[figures] figures/{fig}.png .pdf .json: profile {profile}{note}", flush=True)
 
-# %% ../nbs/20_experiments.ipynb #a49eacd7
+# %% ../nbs/20_experiments.ipynb #3e6ecf44
 def draw_figure(
     figure:str, # E.g. fig05
     profile:str='paper' # Whose results
@@ -402,7 +403,7 @@ def draw_figure(
     return run_notebook(template_path(exps[e]['figures'][figure]), root/'data'/'runs'/'figures'/f'{figure}-{profile}.ipynb',
                         dict(profile=profile, out=str(root/'figures'/profile)))
 
-# %% ../nbs/20_experiments.ipynb #b63f505a
+# %% ../nbs/20_experiments.ipynb #f597d91d
 def readme()->str: # Markdown
     "The text of README.md"
     import nbformat
@@ -411,5 +412,5 @@ def readme()->str: # Markdown
     nb.cells = [c for c in nb.cells if not c.source.startswith(('#| hide','#|hide'))]
     return MarkdownExporter().from_notebook_node(nb)[0].replace('../figures/', 'figures/').replace('../data/', 'data/').strip()+'\n'
 
-# %% ../nbs/20_experiments.ipynb #6ef1d995
+# %% ../nbs/20_experiments.ipynb #275785f7
 if __name__ == '__main__' and '__file__' in globals() and sys.argv[1:]==['readme']: write_text(project_root()/'README.md', readme())

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SD3Flow', 'soft_clamp']
 
-# %% ../nbs/13_sd3.ipynb #a5b8e670
+# %% ../nbs/13_sd3.ipynb #a793c1e5
 from .torchvision_cpu import cure; cure()
 import contextlib
+from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from .flow import FlowModel
 
-# %% ../nbs/13_sd3.ipynb #6e7af6ea
+# %% ../nbs/13_sd3.ipynb #5c998e38
 LORA_TARGETS = [f'attn.{n}' for n in ['to_q','to_k','to_v','to_out.0','add_q_proj','add_k_proj','add_v_proj','to_add_out']]
 
 class SD3Flow(FlowModel):
@@ -58,12 +59,18 @@ class SD3Flow(FlowModel):
         "The pipeline, whose transformer is the adapted one"
         return self._pipe[0]
 
+    def describe(self)->dict:
+        "What a run record keeps of the model"
+        c = self.transformer.peft_config['default']
+        return dict(model=Path(str(self.pipe.config._name_or_path)).name, lora_rank=c.r, lora_alpha=c.lora_alpha,
+                    lora_targets=sorted(c.target_modules), guidance_scale=self.guidance_scale)
+
     @property
     def device(self):
         "Where the transformer is"
         return self._lora[0][1].device
 
-# %% ../nbs/13_sd3.ipynb #9b40257b
+# %% ../nbs/13_sd3.ipynb #72e950e6
 @patch
 @torch.no_grad()
 def encode(self:SD3Flow,
@@ -81,14 +88,14 @@ def encode(self:SD3Flow,
     dt = self.transformer.dtype if hasattr(self.transformer, 'dtype') else torch.float32
     return tuple(torch.stack([self._cache[s][k] for s in prompts]).to(self.device) for k in (0,1))
 
-# %% ../nbs/13_sd3.ipynb #64d60d0e
+# %% ../nbs/13_sd3.ipynb #7eea1aef
 @patch
 def drop_text_encoders(self:SD3Flow):
     "Free the text encoders; prompts encoded before stay known, and so does the empty one"
     self.encode([''])
     for s in ('', '_2', '_3'): setattr(self.pipe, 'text_encoder'+s, None)
 
-# %% ../nbs/13_sd3.ipynb #7f142bb8
+# %% ../nbs/13_sd3.ipynb #9cba5fac
 @patch
 def prior(self:SD3Flow, n, cond=None, generator=None)->Tensor:
     "Noise of the size of the latents, float32; the same on every device"
@@ -96,7 +103,7 @@ def prior(self:SD3Flow, n, cond=None, generator=None)->Tensor:
     where = generator.device if generator is not None else 'cpu'
     return torch.randn(n, c.in_channels, c.sample_size, c.sample_size, generator=generator, device=where).to(self.device)
 
-# %% ../nbs/13_sd3.ipynb #def155a7
+# %% ../nbs/13_sd3.ipynb #1c0915ec
 def _attention(x):
     "Forward-mode derivatives need the plain attention; elsewhere torch chooses"
     return sdpa_kernel(SDPBackend.MATH) if fwAD._current_level >= 0 else contextlib.nullcontext()
@@ -113,7 +120,7 @@ def model_velocity(self:SD3Flow,
         out = self.transformer(x.to(dt), encoder_hidden_states=c.to(dt), pooled_projections=p.to(dt), timestep=1000*(1-t), return_dict=False)[0]
     return -out.to(x.dtype)
 
-# %% ../nbs/13_sd3.ipynb #9059f872
+# %% ../nbs/13_sd3.ipynb #2ab7704d
 @patch
 def guided(self:SD3Flow,
     x:Tensor, t:Tensor, cond=None, # As in `velocity`
@@ -131,7 +138,7 @@ def guided(self:SD3Flow,
         c = self.model_velocity(x, t, prompts)
     return u + w*(c-u)
 
-# %% ../nbs/13_sd3.ipynb #7a960a65
+# %% ../nbs/13_sd3.ipynb #d5fbdae1
 @patch
 @contextlib.contextmanager
 def adapter_off(self:SD3Flow):
@@ -143,7 +150,7 @@ def adapter_off(self:SD3Flow):
         for m in self._layers: m._disable_adapters = False
         self.transformer.gradient_checkpointing = old
 
-# %% ../nbs/13_sd3.ipynb #39e69dcc
+# %% ../nbs/13_sd3.ipynb #d53b1e1f
 @patch
 def velocity(self:SD3Flow, x, t, cond=None)->Tensor:
     "Finetuned velocity; with gradients on, the unconditional branch is a constant, as in the paper"
@@ -154,7 +161,7 @@ def base_velocity(self:SD3Flow, x, t, cond=None)->Tensor:
     "Frozen velocity: the adapter is switched off for the call; differentiable in `x` through both branches"
     with self.adapter_off(): return self.guided(x, t, cond)
 
-# %% ../nbs/13_sd3.ipynb #25de16c7
+# %% ../nbs/13_sd3.ipynb #85353b38
 def soft_clamp(
     x:Tensor, # Any values
     leak:float=.1 # Slope outside [0,1]
@@ -170,7 +177,7 @@ def decode(self:SD3Flow, x)->Tensor:
     z = x/c.scaling_factor + (c.shift_factor or 0)
     return soft_clamp(self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float()/2 + .5)
 
-# %% ../nbs/13_sd3.ipynb #9c4a5a74
+# %% ../nbs/13_sd3.ipynb #9e9a3875
 @patch
 def trainable_parameters(self:SD3Flow)->list:
     "The adapter's weights"
@@ -192,7 +199,7 @@ def load_trainable_state(self:SD3Flow,
     if bad: raise ValueError(f'trainable state does not fit at {bad[0]!r}: build the flow with the lora_rank and lora_targets of the run')
     for k,p in own.items(): p.copy_(state[k])
 
-# %% ../nbs/13_sd3.ipynb #40366025
+# %% ../nbs/13_sd3.ipynb #038e7e53
 @patch
 def gradient_checkpointing(self:SD3Flow, on:bool=True):
     "Trade time for memory in `velocity`; `base_velocity` never checkpoints"
