@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['train', 'sample', 'figures', 'figure', 'cards', 'run', 'collect', 'parser', 'main']
 
-# %% ../nbs/29_cli.ipynb #08bb18ca
+# %% ../nbs/29_cli.ipynb #48406140
 import argparse, os, sys
 from pathlib import Path
 
-# %% ../nbs/29_cli.ipynb #ee90aaed
+# %% ../nbs/29_cli.ipynb #7614fc97
 def train(a):
     "Finetune one model and write a run directory"
     from vggflow.train import run
@@ -32,7 +32,7 @@ def sample(a):
     im.resize((im.width*a.scale, im.height*a.scale), Image.NEAREST).save(a.out)
     print(f"{a.out}: {a.n} x {a.prompt!r}")
 
-# %% ../nbs/29_cli.ipynb #8713e5f3
+# %% ../nbs/29_cli.ipynb #0a8a7e91
 def figures(a):
     "Run what is missing of a profile and draw its figures"
     from vggflow.experiments import make_figures
@@ -51,7 +51,7 @@ def cards(a):
             done = 'done' if (c.folder/'run.ipynb').exists() else 'open'
             print(f"{e}  {c.id}  {done}  " + ' '.join(f'{k}={c.parameters[k]}' for k in ('world','lr','beta','updates') if k in c.parameters))
 
-# %% ../nbs/29_cli.ipynb #dfe4ab49
+# %% ../nbs/29_cli.ipynb #29587a99
 def run(a):
     "Run one card"
     from vggflow.experiments import run_card
@@ -62,7 +62,7 @@ def collect(a):
     from vggflow.experiments import collect
     print(collect(a.experiment, a.profile))
 
-# %% ../nbs/29_cli.ipynb #8030b664
+# %% ../nbs/29_cli.ipynb #7d7608ab
 class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
@@ -79,7 +79,7 @@ def parser()->argparse.ArgumentParser:
     for fn,args in _verbs().items(): verb(fn, *args)
     return p
 
-# %% ../nbs/29_cli.ipynb #8f4a1bdf
+# %% ../nbs/29_cli.ipynb #488b20f4
 def _o(*flags, **kw): return flags, kw
 
 def _verbs():
@@ -105,11 +105,12 @@ def _verbs():
         run: [_o('card', help='path of a card.json')],
         collect: [_o('experiment', help='name'), profile]}
 
-# %% ../nbs/29_cli.ipynb #b53d3173
+# %% ../nbs/29_cli.ipynb #dde080be
 def main(
     argv=None # Arguments; those of the process by default
 )->int: # Exit status: 0, or 2 with one line on stderr
     "The command `vggflow`"
+    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     a = parser().parse_args(argv)
     try: return a.fn(a) or 0
     except (ValueError, OSError, RuntimeError, ImportError) as e:
@@ -118,5 +119,5 @@ def main(
         print(f"vggflow {a.verb}: {text or type(e).__name__}", file=sys.stderr, flush=True)
         return 2
 
-# %% ../nbs/29_cli.ipynb #f5f41865
+# %% ../nbs/29_cli.ipynb #04e4ee27
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -6,7 +6,7 @@
 __all__ = ['FinetuneConfig', 'run_record', 'differences', 'claim_folder', 'write_atomic', 'History', 'read_rows', 'Progress',
            'draw_batch', 'learning_rate_factor', 'train_step', 'make_optimizer', 'finetune']
 
-# %% ../nbs/05_finetune.ipynb #97396460
+# %% ../nbs/05_finetune.ipynb #ef78e776
 import json, math, time, warnings
 from dataclasses import dataclass, field, asdict, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ from .methods import Method, Batch
 from .checkpoint import (save_checkpoint, load_checkpoint, checkpoints, optimizer_tensors, load_optimizer_tensors,
                                 rng_tensors, load_rng_tensors)
 
-# %% ../nbs/05_finetune.ipynb #541fb672
+# %% ../nbs/05_finetune.ipynb #65c8ceb4
 @dataclass
 class FinetuneConfig:
     "Settings of the loop; the paper's values where a default is not the paper's stand in brackets"
@@ -40,7 +40,7 @@ class FinetuneConfig:
         if self.schedule not in ('constant','cosine'):
             raise ValueError(f"FinetuneConfig: unknown schedule {self.schedule!r}: use 'constant' or 'cosine'")
 
-# %% ../nbs/05_finetune.ipynb #451c40cf
+# %% ../nbs/05_finetune.ipynb #2361accb
 _may_change = {'updates','save_every','eval_every'}   # a resumed run may go further, save and look more often
 
 def run_record(flow, method, config, prompts=None)->dict:
@@ -51,10 +51,11 @@ def run_record(flow, method, config, prompts=None)->dict:
                 flow=dict(name=type(flow).__name__, **describe), prompts=list(prompts) if prompts else None,
                 versions=dict(vggflow=vggflow.__version__, torch=torch.__version__))
 
-# %% ../nbs/05_finetune.ipynb #3d520238
+# %% ../nbs/05_finetune.ipynb #b0eec81c
 def differences(a, b, path='')->list:
     "Leaves at which two nested records differ, as 'name: a ≠ b'"
     if isinstance(a, dict) and isinstance(b, dict):
+        if a.get('name')!=b.get('name'): return [f"{path}.name: {a.get('name')!r} ≠ {b.get('name')!r}"]   # the rest cannot be compared
         return [d for k in sorted(a.keys()|b.keys()) for d in differences(a.get(k), b.get(k), f'{path}.{k}' if path else k)]
     return [] if a==b else [f'{path}: {a!r} ≠ {b!r}']
 
@@ -78,7 +79,7 @@ def write_atomic(path:Path, text:str):
     "Write a file whole or not at all"
     tmp = path.with_name(path.name+'.tmp'); tmp.write_text(text); tmp.replace(path)
 
-# %% ../nbs/05_finetune.ipynb #053872e9
+# %% ../nbs/05_finetune.ipynb #69b298d4
 @dataclass
 class History:
     "Rows of a run: one for each update, one for each evaluation"
@@ -110,7 +111,7 @@ def read_rows(
         except json.JSONDecodeError: break
     return rows
 
-# %% ../nbs/05_finetune.ipynb #208c93a3
+# %% ../nbs/05_finetune.ipynb #7869d4b0
 class Progress:
     "Shows updates done: a tqdm bar (True), plain lines every few seconds ('plain') or nothing (False)"
     def __init__(self, show, total:int, start:int=0):
@@ -130,7 +131,7 @@ class Progress:
         "Leave the display tidy"
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/05_finetune.ipynb #d6107e47
+# %% ../nbs/05_finetune.ipynb #20cdb1d3
 def draw_batch(
     flow:FlowModel, # The flow
     config:FinetuneConfig, # Settings
@@ -146,7 +147,7 @@ def learning_rate_factor(config:FinetuneConfig, update:int)->float:
     "Share of the learning rate in force at `update` (from 0)"
     return 1. if config.schedule=='constant' else .5*(1+math.cos(math.pi*update/config.updates))
 
-# %% ../nbs/05_finetune.ipynb #f0fbfc7d
+# %% ../nbs/05_finetune.ipynb #ba2c64ed
 def train_step(flow, reward, method, config, opt, batch, update:int)->dict:
     "One optimiser step; returns the row to log, raises `FloatingPointError` before a bad step is taken"
     t0 = time.time()
@@ -160,14 +161,14 @@ def train_step(flow, reward, method, config, opt, batch, update:int)->dict:
     return dict(update=update+1, loss=loss.item(), **logs, grad_norm=norms[0].item(), lr=opt.param_groups[0]['lr'],
                 seconds=round(time.time()-t0, 4))
 
-# %% ../nbs/05_finetune.ipynb #9cb7583c
+# %% ../nbs/05_finetune.ipynb #a009b821
 def make_optimizer(flow, method, config):
     "AdamW over the flow's and the method's parameters"
     groups = method.parameter_groups(flow, config.lr)
     if not groups[0]['params']: raise ValueError('the flow has no trainable parameters: give it a LoRA or a residual network')
     return torch.optim.AdamW([dict(g, base_lr=g['lr']) for g in groups], betas=(.9,.999), weight_decay=config.weight_decay)
 
-# %% ../nbs/05_finetune.ipynb #05beebeb
+# %% ../nbs/05_finetune.ipynb #dec6ec59
 class _Run:
     "State of one call of `finetune`"
     def __init__(self, flow, reward, method, config, out, prompts, evaluate):
@@ -198,7 +199,7 @@ class _Run:
         with torch.random.fork_rng(), torch.no_grad(): row = self.evaluate(self.flow, self.update)
         self.history.append('eval', dict(update=self.update, **row))
 
-# %% ../nbs/05_finetune.ipynb #b7cae1ed
+# %% ../nbs/05_finetune.ipynb #51ab5a48
 def finetune(
     flow:FlowModel, # The flow; its trainable parameters are changed in place
     reward, # Callable (images, prompts) -> (B,), differentiable in images

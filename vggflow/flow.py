@@ -6,13 +6,13 @@
 __all__ = ['expand_as', 'FlowModel', 'TimeMLP', 'AnalyticFlow', 'GaussianFlow', 'MixtureFlow', 'time_grid', 'Trajectory',
            'euler_step', 'midpoint_step', 'sample', 'one_step_prediction']
 
-# %% ../nbs/00_flow.ipynb #c8e4a484
+# %% ../nbs/00_flow.ipynb #3f5b4422
 import math
 from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
 
-# %% ../nbs/00_flow.ipynb #fc04c2a4
+# %% ../nbs/00_flow.ipynb #5205a000
 def expand_as(
     t:Tensor, # Times, shape (B,) or scalar
     x:Tensor, # States, shape (B, ...)
@@ -21,7 +21,7 @@ def expand_as(
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     return t.reshape(-1, *[1]*(x.dim()-1)) if t.dim() else t
 
-# %% ../nbs/00_flow.ipynb #21f26600
+# %% ../nbs/00_flow.ipynb #61c778eb
 class FlowModel(nn.Module):
     "A flow with a frozen base velocity and a finetuned one; `t=0` is noise, `t=1` data"
     def prior(self,
@@ -47,7 +47,7 @@ class FlowModel(nn.Module):
         "What a checkpoint must keep: name → tensor"
         return {k:p.detach() for k,p in self.named_parameters() if p.requires_grad}
     def make_correction(self)->nn.Module:
-        "A small new network ν(x, t, cond), zero at the start, that fits this flow's states (chapter 02)"
+        "A small new network ν(x, t, cond, hints), zero at the start, that fits this flow's states (chapter 02)"
         raise NotImplementedError
     @torch.no_grad()
     def load_trainable_state(self, state:dict):
@@ -57,7 +57,7 @@ class FlowModel(nn.Module):
             raise ValueError(f'trainable state does not fit this flow: unmatched names {sorted(own.keys()^state.keys())[:3]}')
         for k,p in own.items(): p.copy_(state[k])
 
-# %% ../nbs/00_flow.ipynb #2b384aea
+# %% ../nbs/00_flow.ipynb #37f1c1c2
 class TimeMLP(nn.Module):
     "A small network of (x, t) whose last layer starts at zero"
     def __init__(self,
@@ -69,13 +69,13 @@ class TimeMLP(nn.Module):
                                  nn.Linear(hidden, dim))
         nn.init.zeros_(self.net[-1].weight); nn.init.zeros_(self.net[-1].bias)
 
-    def forward(self, x:Tensor, t:Tensor, cond=None)->Tensor:
-        "Shape of `x`, (B, dim); `t` is (B,); `cond` is not used"
+    def forward(self, x:Tensor, t:Tensor, cond=None, hints=None)->Tensor:
+        "Shape of `x`, (B, dim); `t` is (B,); `cond` and `hints` are not used"
         t = expand_as(t, x).expand(len(x), 1)
         feats = [t, torch.sin(math.pi*t), torch.cos(math.pi*t), torch.sin(2*math.pi*t), torch.cos(2*math.pi*t)]
         return self.net(torch.cat([x, *feats], -1))
 
-# %% ../nbs/00_flow.ipynb #550f4ed3
+# %% ../nbs/00_flow.ipynb #f00c1489
 class AnalyticFlow(FlowModel):
     "Exact base velocity plus a small trainable residual network"
     def __init__(self,
@@ -90,7 +90,7 @@ class AnalyticFlow(FlowModel):
     def velocity(self, x, t, cond=None): return self.base_velocity(x, t, cond) + self.residual(x, t)
     def make_correction(self): return TimeMLP(self.dim, self.hidden).to(self.residual.net[-1].weight)
 
-# %% ../nbs/00_flow.ipynb #783c5e28
+# %% ../nbs/00_flow.ipynb #d70893b3
 class GaussianFlow(AnalyticFlow):
     "Data N(mean, std²), independent coordinates"
     def __init__(self,
@@ -108,7 +108,7 @@ class GaussianFlow(AnalyticFlow):
         c = (t*S-(1-t))/((1-t)**2+t**2*S)
         return self.mean + c*(x-t*self.mean)
 
-# %% ../nbs/00_flow.ipynb #d0d927c5
+# %% ../nbs/00_flow.ipynb #b74db7e2
 class MixtureFlow(AnalyticFlow):
     "Data from a mixture of isotropic Gaussians"
     def __init__(self,
@@ -133,7 +133,7 @@ class MixtureFlow(AnalyticFlow):
         vk = self.means + ((t*S-(1-t))/var)[...,None]*d
         return (logp.softmax(-1)[...,None]*vk).sum(1)
 
-# %% ../nbs/00_flow.ipynb #fc657ed1
+# %% ../nbs/00_flow.ipynb #d40ddb31
 def time_grid(
     steps:int, # Number of Euler steps, at least 1
     shift:float=1., # SD3's shift; 1 is the uniform grid, SD3 uses 3
@@ -145,7 +145,7 @@ def time_grid(
     sigmas = f(torch.linspace(1, f(1/1000), steps, dtype=torch.float64))
     return (1-torch.cat([sigmas, sigmas.new_zeros(1)])).float()
 
-# %% ../nbs/00_flow.ipynb #9e9c851f
+# %% ../nbs/00_flow.ipynb #01586f81
 @dataclass
 class Trajectory:
     "States and velocities along one sampling run"
@@ -157,12 +157,12 @@ class Trajectory:
         "The final states, (B, ...)"
         return self.x[-1]
 
-# %% ../nbs/00_flow.ipynb #17197f22
+# %% ../nbs/00_flow.ipynb #00304bcf
 def euler_step(field, x, t, h): return field(x, t)
 def midpoint_step(field, x, t, h): return field(x+h/2*field(x, t), t+h/2)
 _steppers = dict(euler=euler_step, midpoint=midpoint_step)
 
-# %% ../nbs/00_flow.ipynb #a4eee9f3
+# %% ../nbs/00_flow.ipynb #4af9a7df
 def sample(
     flow:FlowModel, # The flow
     x0:Tensor, # Noise, shape (B, ...)
@@ -183,7 +183,7 @@ def sample(
         xs.append(xs[-1]+h*vs[-1])
     return Trajectory(torch.stack(xs), torch.stack(vs), times)
 
-# %% ../nbs/00_flow.ipynb #24a8a7fb
+# %% ../nbs/00_flow.ipynb #602a59e7
 def one_step_prediction(
     flow:FlowModel, # The flow
     x:Tensor, # States, shape (B, ...)

@@ -6,21 +6,21 @@
 __all__ = ['consistency_modes', 'mean_square', 'matching_loss', 'boundary_loss', 'pullback', 'local_terms', 'residual_exact',
            'total_derivative', 'residual_fd', 'residual_printed', 'trajectory_target', 'consistency_loss']
 
-# %% ../nbs/03_losses.ipynb #3d5d750a
+# %% ../nbs/03_losses.ipynb #06dbe11f
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 from .flow import FlowModel, Trajectory, expand_as
 from .value import ValueGradient, reward_gradient
 
-# %% ../nbs/03_losses.ipynb #04377736
+# %% ../nbs/03_losses.ipynb #f98bd810
 def mean_square(
     r:Tensor # Residuals, shape (B, ...)
 )->Tensor: # Scalar
     "E‖r‖²: summed over coordinates, averaged over the batch"
     return r.flatten(1).pow(2).sum(1).mean()
 
-# %% ../nbs/03_losses.ipynb #48394f9f
+# %% ../nbs/03_losses.ipynb #d98771b9
 def matching_loss(
     residual_velocity:Tensor, # ṽ_θ = v_θ − v_base at the transitions, shape (B, ...)
     g:Tensor, # Value gradients there, shape (B, ...); detached here
@@ -29,7 +29,7 @@ def matching_loss(
     "E‖ṽ_θ + β sg(g)‖² (14)"
     return mean_square(residual_velocity+beta*g.detach())
 
-# %% ../nbs/03_losses.ipynb #8a8d41d5
+# %% ../nbs/03_losses.ipynb #1638a566
 def boundary_loss(
     value:ValueGradient, # The value gradient
     x1:Tensor, # Final states, shape (B, ...)
@@ -37,10 +37,11 @@ def boundary_loss(
 )->Tensor: # Scalar
     "E‖g(x_1, 1) + ∇r(x_1)‖² (13)"
     one = x1.new_ones(len(x1))
-    rg,factors = value.measure(x1, one, cond, torch.zeros_like(x1))
-    return mean_square(value(x1, one, cond, factors=factors, rg=rg)+expand_as(factors, x1)*rg)
+    v = torch.zeros_like(x1)   # at t = 1 the prediction is the state itself, whatever the velocity is
+    rg,factors = value.measure(x1, one, cond, v)
+    return mean_square(value(x1, one, cond, v, factors, rg)+expand_as(factors, x1)*rg)
 
-# %% ../nbs/03_losses.ipynb #92596367
+# %% ../nbs/03_losses.ipynb #f7572450
 def pullback(
     flow:FlowModel, # The flow
     x:Tensor, # States, shape (B, ...)
@@ -52,13 +53,13 @@ def pullback(
     v,pull = vjp(lambda y: flow.base_velocity(y, t, cond), x)
     return v.detach(),pull(g)[0].detach()
 
-# %% ../nbs/03_losses.ipynb #2c4d7c5a
+# %% ../nbs/03_losses.ipynb #8bd90087
 def local_terms(value, x, t, cond=None, factors=None)->tuple:
     "(g, v_base, [∇v_base]ᵀg) at (x, t), all detached"
     with torch.no_grad(): g = value(x, t, cond, factors=factors)
     return g,*pullback(value.flow, x, t, g, cond)
 
-# %% ../nbs/03_losses.ipynb #02cf0bae
+# %% ../nbs/03_losses.ipynb #42288731
 def residual_exact(
     value:ValueGradient, # The value gradient
     x:Tensor, # States, shape (B, ...)
@@ -72,12 +73,12 @@ def residual_exact(
     g,v,pulled = known or local_terms(value, x, t, cond, factors)
     return total_derivative(value, x, t, v-beta*g, cond, factors)+pulled
 
-# %% ../nbs/03_losses.ipynb #dcfdfe5b
+# %% ../nbs/03_losses.ipynb #e010af9a
 def total_derivative(value, x, t, u, cond=None, factors=None)->Tensor:
     "dg/ds along (ẋ, ṫ) = (u, 1), by forward-mode differentiation; differentiable in φ"
     return jvp(lambda y,s: value(y, s, cond, factors=factors), (x,t), (u,torch.ones_like(t)))[1]
 
-# %% ../nbs/03_losses.ipynb #36c6f63f
+# %% ../nbs/03_losses.ipynb #e09b8907
 def residual_fd(
     value:ValueGradient, # The value gradient
     x:Tensor, # States, shape (B, ...); used in float32 or better
@@ -97,7 +98,7 @@ def residual_fd(
     ahead,behind = (value(x+s*hx*u, t+s*h, cond, factors=factors) for s in (1,-1))
     return (ahead-behind)/(2*hx)+pulled
 
-# %% ../nbs/03_losses.ipynb #b355df2d
+# %% ../nbs/03_losses.ipynb #21fbc609
 def residual_printed(
     value:ValueGradient, # The value gradient
     x:Tensor, # States, shape (B, ...)
@@ -117,7 +118,7 @@ def residual_printed(
     dx = (g_at(x+eps*u, t)-g_at(x-eps*u, t))/(2*eps)                        # (44)
     return dt+dx+(v_at(x+eps*g)-v_at(x-eps*g))/(2*eps)                      # (45)
 
-# %% ../nbs/03_losses.ipynb #1e178ea7
+# %% ../nbs/03_losses.ipynb #ec2c2739
 def trajectory_target(
     value:ValueGradient, # The value gradient
     x:Tensor, # States x_k, shape (B, ...)
@@ -133,7 +134,7 @@ def trajectory_target(
     v,pulled = pullback(value.flow, x, t, ahead, cond)
     return ahead+expand_as(t_next-t, x)*pulled,v
 
-# %% ../nbs/03_losses.ipynb #301c5839
+# %% ../nbs/03_losses.ipynb #35a54d99
 consistency_modes = {'exact': residual_exact, 'finite-difference': residual_fd, 'paper': residual_printed}
 
 def consistency_loss(

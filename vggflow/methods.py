@@ -6,7 +6,7 @@
 __all__ = ['methods', 'Batch', 'Method', 'stratified_transitions', 'gather_transitions', 'VGGFlow', 'consistency_term',
            'vgg_terms', 'ReFL']
 
-# %% ../nbs/04_methods.ipynb #37f4bb3d
+# %% ../nbs/04_methods.ipynb #953f5553
 from dataclasses import dataclass, field
 import torch
 from torch import nn, Tensor
@@ -15,7 +15,7 @@ from .value import ValueGradient, eta_schedule
 from .losses import (matching_loss, boundary_loss, consistency_loss, consistency_modes, mean_square, pullback,
                             trajectory_target)
 
-# %% ../nbs/04_methods.ipynb #a20b9514
+# %% ../nbs/04_methods.ipynb #08f76a91
 @dataclass
 class Batch:
     "What the loop hands to a method for one update"
@@ -25,7 +25,7 @@ class Batch:
     generator:torch.Generator=None # Source of every random choice of the method
     transitions:int=5 # Transitions used of each trajectory
 
-# %% ../nbs/04_methods.ipynb #3b94b520
+# %% ../nbs/04_methods.ipynb #cd35027c
 class Method(nn.Module):
     "A way to finetune a flow: subclass it, and write `loss`"
     def __init__(self, **hyper):
@@ -45,7 +45,7 @@ class Method(nn.Module):
         own = [p for p in self.parameters() if p.requires_grad]
         return [dict(params=flow.trainable_parameters(), lr=lr)]+([dict(params=own, lr=lr)] if own else [])
 
-# %% ../nbs/04_methods.ipynb #6586b4d9
+# %% ../nbs/04_methods.ipynb #b6e447e2
 def stratified_transitions(
     steps:int, # Steps of a trajectory, N
     bins:int, # Transitions to take, from equal bins of time; 1 <= bins <= steps
@@ -58,7 +58,7 @@ def stratified_transitions(
     u = torch.rand(bins, n, generator=generator)
     return (lo[:,None]+u*steps/bins).long().clamp(max=steps-1)
 
-# %% ../nbs/04_methods.ipynb #98bfe05f
+# %% ../nbs/04_methods.ipynb #44ea425b
 def gather_transitions(
     tr:Trajectory, # The trajectories, N steps of B samples
     k:Tensor, # Step indices, shape (m, B)
@@ -69,7 +69,7 @@ def gather_transitions(
     pick = lambda a: a[k,b].flatten(0,1)
     return pick(tr.x),tr.times.to(tr.x)[k].flatten(),pick(tr.v),None if cond is None else list(cond)*len(k)
 
-# %% ../nbs/04_methods.ipynb #b5ca27ff
+# %% ../nbs/04_methods.ipynb #8eb33318
 class VGGFlow(Method):
     "Value gradient guidance: match the residual velocity to −β∇V (Algorithm 1)"
     def __init__(self,
@@ -97,7 +97,7 @@ class VGGFlow(Method):
         for g in groups[1:]: g['lr'] = self.value_lr or lr
         return groups
 
-# %% ../nbs/04_methods.ipynb #0ff547bc
+# %% ../nbs/04_methods.ipynb #9102c575
 def consistency_term(
     method, # A `VGGFlow`
     tr:Trajectory, # Trajectories of the present flow
@@ -114,9 +114,9 @@ def consistency_term(
     ahead = Trajectory(tr.x[1:], torch.cat([tr.v[1:], 0*tr.v[:1]]), tr.times[1:])   # at t = 1 x̂_1 is x_1, whatever v is
     x2,t2,v2,_ = gather_transitions(ahead, k)
     target,base = trajectory_target(value, x, t, x2, t2, c, factors, v2)
-    return mean_square(value(x, t, c, v=v, factors=factors)-target),base
+    return mean_square(value(x, t, c, v, factors)-target),base
 
-# %% ../nbs/04_methods.ipynb #e9c58100
+# %% ../nbs/04_methods.ipynb #5b53e5b4
 def vgg_terms(
     method, # A `VGGFlow`
     flow:FlowModel, # The flow
@@ -128,7 +128,7 @@ def vgg_terms(
     value,at = method.value,gather_transitions(tr, k, cond)
     x,t,v,c = at
     rg,factors = value.measure(x, t, c, v)
-    with torch.no_grad(): g = value(x, t, c, factors=factors, rg=rg)
+    with torch.no_grad(): g = value(x, t, c, v, factors, rg)
     terms = {}
     if method.learn: terms['consistency'],base = consistency_term(method, tr, k, at, g, factors)
     else:
@@ -137,7 +137,7 @@ def vgg_terms(
     if method.learn and not value.meets_boundary: terms['boundary'] = method.alpha*boundary_loss(value, tr.x1, cond)
     return {n: l/value.unit**2 for n,l in terms.items()}
 
-# %% ../nbs/04_methods.ipynb #a3d9b51e
+# %% ../nbs/04_methods.ipynb #d62ea24e
 class VGGFlow(Method):
     "Value gradient guidance: match the residual velocity to −β∇V (Algorithm 1)"
     def __init__(self,
@@ -173,7 +173,7 @@ class VGGFlow(Method):
         terms = vgg_terms(self, flow, tr, k, batch.cond)
         return sum(terms.values()),dict(reward=r.item(), **{n: l.item() for n,l in terms.items()})
 
-# %% ../nbs/04_methods.ipynb #5059babe
+# %% ../nbs/04_methods.ipynb #c170ddf7
 class ReFL(Method):
     "Reward feedback learning: maximise the reward of a one-step prediction from a late step"
     def __init__(self,
@@ -192,5 +192,5 @@ class ReFL(Method):
         r = reward(flow.decode(one_step_prediction(flow, x, t, batch.cond)), batch.cond)
         return -(r.relu() if self.relu else r).mean(),dict(reward=r.mean().item())
 
-# %% ../nbs/04_methods.ipynb #1a8b136c
+# %% ../nbs/04_methods.ipynb #8fe1184f
 methods = {'VGGFlow': VGGFlow, 'ReFL': ReFL}

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['eta_schedules', 'eta_schedule', 'clip_factors', 'reward_gradient', 'ValueGradient']
 
-# %% ../nbs/02_value.ipynb #04888371
+# %% ../nbs/02_value.ipynb #23c8a700
 import torch
 from torch import nn, Tensor
 from .flow import FlowModel, expand_as
 
-# %% ../nbs/02_value.ipynb #97d3ffcc
+# %% ../nbs/02_value.ipynb #31a3ea73
 eta_schedules = {'t^2': lambda t: t**2, 't': lambda t: t, '1': torch.ones_like, '0': torch.zeros_like}
 
 def eta_schedule(
@@ -21,7 +21,7 @@ def eta_schedule(
     if str(eta) not in eta_schedules: raise ValueError(f'unknown eta schedule {eta!r}: use one of {list(eta_schedules)} or a callable of t')
     return eta_schedules[str(eta)]
 
-# %% ../nbs/02_value.ipynb #2e857922
+# %% ../nbs/02_value.ipynb #9de25558
 def clip_factors(
     grads:Tensor, # Reward gradients, shape (B, ...)
     clip:float=None, # Quantile in (0, 1]; None leaves all factors at 1
@@ -32,7 +32,7 @@ def clip_factors(
     norms = grads.flatten(1).norm(dim=1)
     return (torch.quantile(norms, clip)/norms.clamp_min(1e-30)).clamp(max=1)
 
-# %% ../nbs/02_value.ipynb #92d1a6c5
+# %% ../nbs/02_value.ipynb #41a4216c
 def reward_gradient(
     flow:FlowModel, # The flow, for `decode`
     reward, # Callable (images, prompts) -> (B,), differentiable
@@ -42,13 +42,13 @@ def reward_gradient(
     "Gradient of the reward of the decoded states with respect to them"
     return torch.func.grad(lambda y: reward(flow.decode(y), cond).float().sum())(x)
 
-# %% ../nbs/02_value.ipynb #80fbd492
+# %% ../nbs/02_value.ipynb #e5aeb763
 class ValueGradient(nn.Module):
     "g(x,t) = −η_t sg(∇r(x̂_1)) + ν_φ(x,t), the gradient of the value function (16)"
     def __init__(self,
         flow:FlowModel, # The flow: its finetuned velocity makes the one-step prediction
         reward, # Callable (images, prompts) -> (B,), differentiable
-        correction:nn.Module=None, # ν_φ, called as ν(x, t, cond); None is ν ≡ 0
+        correction:nn.Module=None, # ν_φ, called as ν(x, t, cond, hints); None is ν ≡ 0
         eta='t^2', # Schedule of the forward-looking term, see `eta_schedule`
         clip:float=None # Quantile of the batch at which reward gradients are clipped; the paper uses 0.8
     ):
@@ -71,14 +71,17 @@ class ValueGradient(nn.Module):
         if self.unit.isnan(): self.unit.copy_(rg.pow(2).mean().sqrt().clamp_min(1e-30))
         return rg,clip_factors(rg, self.clip)
 
-    def nu(self, x, t, cond=None)->Tensor:
+    def nu(self, x, t, cond, v, rg)->Tensor:
         "The learned correction ν_φ, shape of `x`"
         if self.correction is None: return torch.zeros_like(x)
-        out = self.unit.nan_to_num(1.)*self.correction(x, t, cond)
-        return (1-expand_as(t, x))*out if self.meets_boundary else out
+        unit,left = self.unit.nan_to_num(1.),1-expand_as(t, x)
+        out = unit*self.correction(x, t, cond, (left*v, rg/unit))
+        return left*out if self.meets_boundary else out
 
     def forward(self, x, t, cond=None, v=None, factors=None, rg=None)->Tensor:
-        "g, shape of `x`; `factors` are clip factors (B,), `rg` is ∇r(x̂_1) where it is known already"
+        "g, shape of `x`; `v`, `rg` = ∇r(x̂_1) and the clip factors (B,) where they are known already"
+        if v is None:
+            with torch.no_grad(): v = self.flow.velocity(x, t, cond)
         if rg is None: rg = self.reward_gradient(x, t, cond, v)
         w = self.eta(t) if factors is None else self.eta(t)*factors
-        return self.nu(x, t, cond)-expand_as(w, x)*rg
+        return self.nu(x, t, cond, v, rg)-expand_as(w, x)*rg

@@ -1,0 +1,125 @@
+"The run directory: resume, refusal, faults."
+import json
+import pytest, torch
+from vggflow.checkpoint import checkpoints
+from vggflow.finetune import FinetuneConfig, finetune, read_rows
+from vggflow.flow import GaussianFlow
+from vggflow.methods import Method, ReFL, VGGFlow
+
+
+def linear(x, prompts=None): return x.sum(-1)
+
+
+def run(out, method=None, flow_seed=0, **kw):
+    torch.manual_seed(flow_seed); flow = GaussianFlow([0., 0.], .6)
+    cfg = FinetuneConfig(**{**dict(updates=6, batch_size=4, save_every=2), **kw})
+    return flow, finetune(flow, linear, method or VGGFlow(), cfg, out=out, progress=False)
+
+
+class Killed(Exception): pass
+
+
+class Dies(VGGFlow):
+    "VGG-Flow that is killed in the middle of its run"
+    at = 5
+    def loss(self, *args):
+        Dies.at -= 1
+        if Dies.at == 0: raise Killed
+        return super().loss(*args)
+
+
+Dies.__name__ = 'VGGFlow'
+
+
+def same(a, b): return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+
+@pytest.mark.parametrize('at', [1, 2, 4, 6])
+def test_killed_anywhere_resumes_to_the_last_bit(tmp_path, at):
+    whole, h = run(tmp_path/'a')
+    Dies.at = at
+    with pytest.raises(Killed): run(tmp_path/'b', Dies())
+    with open(tmp_path/'b/metrics.jsonl', 'a') as f: f.write('{"update": 3, "lo')   # the last line torn
+    again, h2 = run(tmp_path/'b')
+    assert same(whole, again)
+    rows = read_rows(tmp_path/'b/metrics.jsonl')
+    assert [r['update'] for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert [r['loss'] for r in rows] == [r['loss'] for r in h.rows]
+
+
+def test_finished_run_is_not_repeated(tmp_path):
+    _, h = run(tmp_path)
+    seconds = [r['seconds'] for r in h.rows]
+    _, h2 = run(tmp_path)
+    assert [r['seconds'] for r in h2.rows] == seconds
+
+
+def test_a_run_can_be_extended(tmp_path):
+    long, _ = run(tmp_path/'a', updates=9)
+    run(tmp_path/'b'); more, h = run(tmp_path/'b', updates=9)
+    assert same(long, more) and len(h.rows) == 9
+
+
+@pytest.mark.parametrize('kw,name', [(dict(lr=1e-2), 'lr'), (dict(seed=1), 'seed'), (dict(method=ReFL()), 'method.name'),
+                                     (dict(method=VGGFlow(beta=2.)), 'method.beta')])
+def test_another_runs_folder_is_refused_untouched(tmp_path, kw, name):
+    run(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    with pytest.raises(ValueError, match=f'holds another run.*{name}'): run(tmp_path, **kw)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+
+
+def test_no_resume_never_overwrites(tmp_path):
+    torch.manual_seed(0); flow = GaussianFlow([0.], .6)
+    finetune(flow, linear, ReFL(), FinetuneConfig(updates=1), out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match='another folder'):
+        finetune(flow, linear, ReFL(), FinetuneConfig(updates=1), out=tmp_path, resume=False, progress=False)
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    run(tmp_path)
+    last = checkpoints(tmp_path/'checkpoints')[-1]
+    (last/'flow.safetensors').write_bytes(b'x'*10)
+    with pytest.raises(ValueError, match=f'{last.name} is damaged'): run(tmp_path, updates=8)
+
+
+def test_non_finite_loss_stops_and_says_where(tmp_path):
+    class Blows(ReFL):
+        n = 0
+        def loss(self, *args):
+            Blows.n += 1; loss, logs = super().loss(*args)
+            return (loss*float('inf') if Blows.n == 4 else loss), logs
+    with pytest.raises(FloatingPointError, match='update 4'): run(tmp_path, Blows())
+    assert [r['update'] for r in read_rows(tmp_path/'metrics.jsonl')] == [1, 2, 3]
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    losses = lambda **kw: [r['loss'] for r in run(None, **kw)[1].rows]
+    assert losses(seed=0) == losses(seed=0) != losses(seed=1)
+
+
+def test_evaluation_does_not_disturb_the_run():
+    def go(evaluate):
+        torch.manual_seed(0); flow = GaussianFlow([0., 0.], .6)
+        cfg = FinetuneConfig(updates=6, batch_size=4, eval_every=2)
+        return finetune(flow, linear, VGGFlow(), cfg, progress=False, evaluate=evaluate)
+    noisy = go(lambda f, u: dict(x=torch.randn(3).sum().item()))
+    assert [r['loss'] for r in noisy.rows] == [r['loss'] for r in go(None).rows]
+    assert [r['update'] for r in noisy.evals] == [0, 2, 4, 6]
+
+
+def test_a_new_method_is_one_class_with_one_loss():
+    class Climb(Method):
+        "Climb the reward of full samples"
+        def loss(self, flow, reward, batch):
+            from vggflow.flow import sample
+            r = reward(flow.decode(sample(flow, batch.x0, batch.times).x1), batch.cond).mean()
+            return -r, dict(reward=r.item())
+    torch.manual_seed(0); flow = GaussianFlow([0.], .6)
+    rows = finetune(flow, lambda x, p: -(x[:, 0]-1)**2, Climb(), FinetuneConfig(updates=40, lr=1e-2, steps=5), progress=False).rows
+    assert rows[-1]['reward'] > rows[0]['reward']+.3
+
+
+def test_config_names_the_bad_value():
+    with pytest.raises(ValueError, match='lr must be positive, got -1'): FinetuneConfig(lr=-1)
+    with pytest.raises(ValueError, match='transitions must lie between 1 and the 3 steps of the sampler, got 5'): run(None, steps=3)
