@@ -127,6 +127,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vggflow.experiments.readme': ('experiments.html#readme', 'vggflow/experiments.py'),
                                      'vggflow.experiments.run_card': ('experiments.html#run_card', 'vggflow/experiments.py'),
                                      'vggflow.experiments.run_notebook': ('experiments.html#run_notebook', 'vggflow/experiments.py'),
+                                     'vggflow.experiments.say': ('experiments.html#say', 'vggflow/experiments.py'),
                                      'vggflow.experiments.sha256': ('experiments.html#sha256', 'vggflow/experiments.py'),
                                      'vggflow.experiments.template_parameters': ( 'experiments.html#template_parameters',
                                                                                   'vggflow/experiments.py'),

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['train', 'sample', 'figures', 'figure', 'cards', 'run', 'collect', 'parser', 'main']
 
-# %% ../nbs/29_cli.ipynb #48406140
+# %% ../nbs/29_cli.ipynb #e8b5710b
 import argparse, os, sys
 from pathlib import Path
 
-# %% ../nbs/29_cli.ipynb #7614fc97
+# %% ../nbs/29_cli.ipynb #02af615b
 def train(a):
     "Finetune one model and write a run directory"
     from vggflow.train import run
@@ -32,7 +32,7 @@ def sample(a):
     im.resize((im.width*a.scale, im.height*a.scale), Image.NEAREST).save(a.out)
     print(f"{a.out}: {a.n} x {a.prompt!r}")
 
-# %% ../nbs/29_cli.ipynb #0a8a7e91
+# %% ../nbs/29_cli.ipynb #16c0c75d
 def figures(a):
     "Run what is missing of a profile and draw its figures"
     from vggflow.experiments import make_figures
@@ -41,7 +41,7 @@ def figures(a):
 def figure(a):
     "Draw one figure from its result table"
     from vggflow.experiments import draw_figure, project_root
-    draw_figure(a.name, a.profile); print(f"figures/{a.profile}/{a.name}.png .pdf .json")
+    draw_figure(a.name, a.profile); print(f"[{a.name}] figures/{a.profile}/{a.name}.png .pdf .json", flush=True)
 
 def cards(a):
     "List the runs of an experiment"
@@ -51,7 +51,7 @@ def cards(a):
             done = 'done' if (c.folder/'run.ipynb').exists() else 'open'
             print(f"{e}  {c.id}  {done}  " + ' '.join(f'{k}={c.parameters[k]}' for k in ('world','lr','beta','updates') if k in c.parameters))
 
-# %% ../nbs/29_cli.ipynb #29587a99
+# %% ../nbs/29_cli.ipynb #e8795a3a
 def run(a):
     "Run one card"
     from vggflow.experiments import run_card
@@ -59,10 +59,10 @@ def run(a):
 
 def collect(a):
     "Join the evaluations of an experiment's runs"
-    from vggflow.experiments import collect
-    print(collect(a.experiment, a.profile))
+    from vggflow.experiments import collect, project_root
+    print(f"[{a.experiment}] {collect(a.experiment, a.profile).relative_to(project_root())}", flush=True)
 
-# %% ../nbs/29_cli.ipynb #7d7608ab
+# %% ../nbs/29_cli.ipynb #67309c16
 class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
@@ -79,7 +79,7 @@ def parser()->argparse.ArgumentParser:
     for fn,args in _verbs().items(): verb(fn, *args)
     return p
 
-# %% ../nbs/29_cli.ipynb #488b20f4
+# %% ../nbs/29_cli.ipynb #a1ceb973
 def _o(*flags, **kw): return flags, kw
 
 def _verbs():
@@ -105,7 +105,7 @@ def _verbs():
         run: [_o('card', help='path of a card.json')],
         collect: [_o('experiment', help='name'), profile]}
 
-# %% ../nbs/29_cli.ipynb #dde080be
+# %% ../nbs/29_cli.ipynb #f24be8da
 def main(
     argv=None # Arguments; those of the process by default
 )->int: # Exit status: 0, or 2 with one line on stderr
@@ -119,5 +119,5 @@ def main(
         print(f"vggflow {a.verb}: {text or type(e).__name__}", file=sys.stderr, flush=True)
         return 2
 
-# %% ../nbs/29_cli.ipynb #04e4ee27
+# %% ../nbs/29_cli.ipynb #d2229e05
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['choose', 'project_root', 'template_path', 'template_parameters', 'check_parameters', 'card_id', 'Card', 'write_text',
-           'load_card', 'read_experiments', 'experiment_names', 'cards', 'hold', 'run_notebook', 'read_rows', 'clock',
-           'progress_line', 'Watch', 'run_card', 'sha256', 'write_csv', 'collect', 'git_commit', 'versions',
+           'load_card', 'read_experiments', 'experiment_names', 'cards', 'hold', 'run_notebook', 'read_rows', 'say',
+           'clock', 'progress_line', 'Watch', 'run_card', 'sha256', 'write_csv', 'collect', 'git_commit', 'versions',
            'make_figures', 'publish', 'draw_figure', 'readme']
 
-# %% ../nbs/20_experiments.ipynb #980ae0f2
+# %% ../nbs/20_experiments.ipynb #dd347563
 import ast, contextlib, csv, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, threading, time, tomllib
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +16,7 @@ from pathlib import Path
 try: import fcntl
 except ImportError: fcntl = None  # not on Windows: there, two calls at once are not kept apart
 
-# %% ../nbs/20_experiments.ipynb #523fa6c1
+# %% ../nbs/20_experiments.ipynb #99360c57
 def choose(
     name:str, # What the user wrote
     known, # Names that exist
@@ -29,7 +29,7 @@ def choose(
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known) or 'none'}"
     raise ValueError(f"no {what} {name!r}; {hint}")
 
-# %% ../nbs/20_experiments.ipynb #a7896618
+# %% ../nbs/20_experiments.ipynb #595b7e21
 def project_root()->Path: # Raises FileNotFoundError outside a checkout
     "Folder of the checkout"
     here = Path(os.environ['VGGFLOW_ROOT']) if 'VGGFLOW_ROOT' in os.environ else Path.cwd()
@@ -38,7 +38,7 @@ def project_root()->Path: # Raises FileNotFoundError outside a checkout
         if (d/'experiments.toml').is_file(): return d.resolve()
     raise FileNotFoundError(f"no experiments.toml in {here} or above; run this inside a clone of the repository")
 
-# %% ../nbs/20_experiments.ipynb #381639e5
+# %% ../nbs/20_experiments.ipynb #fdfa6176
 def template_path(
     template:str # Name of a template, without folder and ending
 )->Path: # Raises ValueError for an unknown name
@@ -56,7 +56,7 @@ def template_parameters(
     if ps: return ps
     raise ValueError(f"{path} declares no parameters; give one cell the tag 'parameters' (nbdev-clean must keep it)")
 
-# %% ../nbs/20_experiments.ipynb #a84964e9
+# %% ../nbs/20_experiments.ipynb #057440ef
 _types = dict(str=str, int=int, float=(int,float), bool=bool, list=list, dict=dict)
 
 def check_parameters(
@@ -74,7 +74,7 @@ def check_parameters(
         res[k] = float(v) if t=='float' else v
     return res
 
-# %% ../nbs/20_experiments.ipynb #c295fafe
+# %% ../nbs/20_experiments.ipynb #6477478a
 _places = ('out', 'progress')  # parameters without influence on results
 
 def card_id(
@@ -87,7 +87,7 @@ def card_id(
     name = re.sub('[^a-z0-9]+', '-', str(ps.get('method', template)).lower()).strip('-')
     return f"{name}-s{ps['seed']}-{digest}" if 'seed' in ps else f"{name}-{digest}"
 
-# %% ../nbs/20_experiments.ipynb #3496d482
+# %% ../nbs/20_experiments.ipynb #f77d453e
 @dataclass(frozen=True)
 class Card:
     "All parameters of one run"
@@ -108,7 +108,7 @@ class Card:
             write_text(f, json.dumps(dict(experiment=self.experiment, template=self.template, parameters=self.parameters), indent=1))
         return f
 
-# %% ../nbs/20_experiments.ipynb #8d9984ba
+# %% ../nbs/20_experiments.ipynb #91361a53
 def write_text(
     path, # File to write
     text:str # Its content
@@ -125,7 +125,7 @@ def load_card(
     try: return Card(**json.loads(Path(path).read_text()))
     except (json.JSONDecodeError, TypeError) as e: raise ValueError(f"{path} is not a run card ({e}); delete it and call make figures again") from None
 
-# %% ../nbs/20_experiments.ipynb #11594bb8
+# %% ../nbs/20_experiments.ipynb #33ccaa93
 def read_experiments(
     path=None # The file; the checkout's own by default
 )->dict: # With the keys `profiles` and one per experiment
@@ -141,7 +141,7 @@ def read_experiments(
 
 def experiment_names(exps=None): return [k for k in (exps or read_experiments()) if k!='profiles']
 
-# %% ../nbs/20_experiments.ipynb #28000c08
+# %% ../nbs/20_experiments.ipynb #362de865
 def cards(
     experiment:str, # Name in experiments.toml
     profile:str='quick', # smoke, quick or paper
@@ -161,7 +161,7 @@ def cards(
             res.append(Card(experiment, e['template'], {k:v for k,v in ps.items() if k not in _places}))
     return res
 
-# %% ../nbs/20_experiments.ipynb #bedf1e99
+# %% ../nbs/20_experiments.ipynb #a77eac1f
 @contextlib.contextmanager
 def hold(
     path, # Lock file; it stays, the lock does not
@@ -173,11 +173,11 @@ def hold(
         if fcntl:
             try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"another process works on {what}; waiting for it", flush=True)
+                say(f"another process works on {what}; waiting for it")
                 fcntl.flock(f, fcntl.LOCK_EX)
         yield f
 
-# %% ../nbs/20_experiments.ipynb #115ad5b8
+# %% ../nbs/20_experiments.ipynb #8d0e4e3d
 def run_notebook(
     template, # Path of the notebook
     out, # Where the executed notebook goes
@@ -198,14 +198,14 @@ def run_notebook(
     os.replace(running, out)
     return out
 
-# %% ../nbs/20_experiments.ipynb #d6f746a7
+# %% ../nbs/20_experiments.ipynb #1c03acbf
 def _kernel():
     "Name of the Jupyter kernel that belongs to this environment"
     from jupyter_client.kernelspec import KernelSpecManager
     mine = Path(sys.prefix)/'share'/'jupyter'/'kernels'
     return next((n for n in ('vggflow','python3') if (mine/n).is_dir()), 'python3')
 
-# %% ../nbs/20_experiments.ipynb #05958c86
+# %% ../nbs/20_experiments.ipynb #19ebeab6
 def read_rows(
     path # A .jsonl file, complete or growing
 )->list: # Dicts; the last, unfinished line of a growing file is left out
@@ -213,6 +213,12 @@ def read_rows(
     path = Path(path)
     if not path.exists(): return []
     return [json.loads(l) for l in path.read_text().splitlines(keepends=True) if l.endswith('\n') and l.strip()]
+
+def say(
+    line:str # What to print
+):
+    "Print a line in one write, so that two processes do not mix theirs"
+    sys.stdout.write(line+'\n'); sys.stdout.flush()
 
 def clock(s): return f"{int(s)//3600}:{int(s)%3600//60:02}:{int(s)%60:02}" if s>=3600 else f"{int(s)//60}:{int(s)%60:02}"
 
@@ -229,7 +235,7 @@ def progress_line(
     if pace: parts += [f"{pace:.1f} s/update", f"eta {clock(pace*(updates-n))}"]
     return ', '.join(parts)
 
-# %% ../nbs/20_experiments.ipynb #50b981b3
+# %% ../nbs/20_experiments.ipynb #32b284ca
 class Watch(threading.Thread):
     "Print the progress of a run while it grows"
     def __init__(self,
@@ -248,12 +254,12 @@ class Watch(threading.Thread):
             if rows and n!=seen:
                 first = first or (n, time.time())
                 pace = (time.time()-first[1])/(n-first[0]) if n>first[0] else rows[-1].get('seconds')
-                if n<self.updates: print(progress_line(self.label, rows, self.updates, pace), flush=True)
+                if n<self.updates: say(progress_line(self.label, rows, self.updates, pace))
                 seen = n
     def __enter__(self): self.start(); return self
     def __exit__(self, *_): self.over.set(); self.join()
 
-# %% ../nbs/20_experiments.ipynb #166639db
+# %% ../nbs/20_experiments.ipynb #42a46379
 def run_card(
     path # A card.json
 )->Path: # The executed notebook
@@ -263,15 +269,15 @@ def run_card(
     with hold(folder/'.lock', label):
         if out.exists(): return out
         before = len(read_rows(folder/'metrics.jsonl'))
-        print(f"{label}: {'resumes after update '+str(before) if before else 'starts'} ({card.id})", flush=True)
+        say(f"{label}: {'resumes after update '+str(before) if before else 'starts'} ({card.id})")
         t = time.time()
         os.environ.setdefault('OMP_NUM_THREADS', '1')  # two runs on one thread each beat one run on two
         with Watch(label, folder/'metrics.jsonl', updates):
             run_notebook(template_path(card.template), out, {**card.parameters, 'out':str(folder)})
-        print(f"{progress_line(label, read_rows(folder/'metrics.jsonl'), updates)}; done in {clock(time.time()-t)}", flush=True)
+        say(f"{progress_line(label, read_rows(folder/'metrics.jsonl'), updates)}; done in {clock(time.time()-t)}")
     return out
 
-# %% ../nbs/20_experiments.ipynb #e149bee0
+# %% ../nbs/20_experiments.ipynb #05c1d031
 def sha256(
     path # A file
 )->str: # Hexadecimal
@@ -288,7 +294,7 @@ def write_csv(
     w = csv.DictWriter(f, cols, lineterminator='\n'); w.writeheader(); w.writerows(rows)
     write_text(path, f.getvalue())
 
-# %% ../nbs/20_experiments.ipynb #2896981f
+# %% ../nbs/20_experiments.ipynb #7ff3db8c
 def collect(
     experiment:str, # Name in experiments.toml
     profile:str, # Which profile's runs
@@ -313,7 +319,7 @@ def collect(
 
 def _rounded(r): return {k:float(f'{v:.6g}') if isinstance(v, float) else v for k,v in r.items()}
 
-# %% ../nbs/20_experiments.ipynb #2c4f52cb
+# %% ../nbs/20_experiments.ipynb #109f7026
 def git_commit()->str: # "unknown" outside a git checkout
     "Commit of the checkout, with -dirty if its source was changed"
     def git(*a): return subprocess.run(['git', '-C', str(project_root()), *a], capture_output=True, text=True)
@@ -333,7 +339,7 @@ def versions(
         with contextlib.suppress(PackageNotFoundError): res[n] = version(n)
     return res
 
-# %% ../nbs/20_experiments.ipynb #a4e4ec5d
+# %% ../nbs/20_experiments.ipynb #b8aaacb1
 _chatter = re.compile('Assuming unrestricted|Building DAG|Using shell|Select jobs|Execute \\d+ jobs|Complete log|Elapsed time|Nothing to be done|RuleException|'
     'CalledProcessError|Command |Exiting because|WorkflowError|At least one job|Shutting down|\\[IPKernelApp\\]|$')
 
@@ -344,7 +350,7 @@ def _quietly(cmd):
         if not _chatter.match(line.strip()): print(line, end='', file=sys.stderr, flush=True)
     return p.wait()
 
-# %% ../nbs/20_experiments.ipynb #ed8510ef
+# %% ../nbs/20_experiments.ipynb #fec03130
 def make_figures(
     profile:str='quick', # smoke, quick or paper
     cores:int=2, # Runs at once; each uses one thread
@@ -357,20 +363,20 @@ def make_figures(
     todo = {e:cards(e, profile, exps) for e in names}
     for e,cs in todo.items():
         n = sum((c.folder/'run.ipynb').exists() for c in cs)
-        print(f"[{e}] profile {profile}: {len(cs)} runs, {n} finished before, {cores} at once", flush=True)
+        say(f"[{e}] profile {profile}: {len(cs)} runs, {n} finished before, {cores} at once")
     cmd = [sys.executable, '-m', 'snakemake', '--snakefile', str(root/'Snakefile'), '--directory', str(root)]
     with hold(root/'.figures.lock', 'the figures of this checkout') as lock:
         os.set_inheritable(lock.fileno(), True)  # a scheduler that outlives this process keeps the lock
         rc = _quietly([*cmd, '--cores', str(cores), '--nolock', '--ignore-incomplete', '--rerun-triggers', 'mtime', 'input', '--keep-going', '--nocolor',
             '--quiet', 'rules', 'host', 'progress', 'reason', *extra, '--config', f'profile={profile}', f"experiments={','.join(names)}"])
         if rc==0: publish(profile, [f for e in names for f in exps[e].get('figures', {})], list(todo))
-    if rc: print("not everything could be made; the notebook of a failed run ends in .failed.ipynb. "
-                 "Mend the cause and call this again: finished runs are kept", flush=True)
+    if rc: say("not everything could be made; the notebook of a failed run ends in .failed.ipynb. "
+                 "Mend the cause and call this again: finished runs are kept")
     return rc
 
 def _drawing(exps): return [e for e in experiment_names(exps) if exps[e].get('figures')]
 
-# %% ../nbs/20_experiments.ipynb #b0bab623
+# %% ../nbs/20_experiments.ipynb #fe279e6d
 def publish(
     profile:str, # Whose figures
     figures:list, # Their names
@@ -378,7 +384,7 @@ def publish(
 ):
     "Copy a profile's figures to figures/, and say what they replace"
     root = project_root()
-    for e in experiments: print(f"[{e}] table: data/results/{e}-{profile}.csv", flush=True)
+    for e in experiments: say(f"[{e}] table: data/results/{e}-{profile}.csv")
     for fig in figures:
         old = root/'figures'/f'{fig}.json'
         was = json.loads(old.read_text()).get('profile') if old.exists() else None
@@ -386,9 +392,9 @@ def publish(
             to = root/'figures'/f'{fig}.{end}'; tmp = to.with_name(f'.{to.name}.{os.getpid()}')
             shutil.copyfile(root/'figures'/profile/f'{fig}.{end}', tmp); os.replace(tmp, to)
         note = f" (it showed profile {was}; that version is kept as figures/{was}/{fig}.*)" if was not in (None, profile) else ''
-        print(f"[figures] figures/{fig}.png .pdf .json: profile {profile}{note}", flush=True)
+        say(f"[figures] figures/{fig}.png .pdf .json: profile {profile}{note}")
 
-# %% ../nbs/20_experiments.ipynb #3e6ecf44
+# %% ../nbs/20_experiments.ipynb #e4ab6721
 def draw_figure(
     figure:str, # E.g. fig05
     profile:str='paper' # Whose results
@@ -399,11 +405,11 @@ def draw_figure(
     e = owner[choose(figure, owner, 'figure')]; root = project_root()
     table = root/'data'/'results'/f'{e}-{profile}.csv'
     if not table.exists(): raise FileNotFoundError(f"no {table.relative_to(root)}; make it with: make figures PROFILE={profile}")
-    print(f"[{e}] drawing {figure} from {table.relative_to(root)}", flush=True)
+    say(f"[{e}] drawing {figure} from {table.relative_to(root)}")
     return run_notebook(template_path(exps[e]['figures'][figure]), root/'data'/'runs'/'figures'/f'{figure}-{profile}.ipynb',
                         dict(profile=profile, out=str(root/'figures'/profile)))
 
-# %% ../nbs/20_experiments.ipynb #f597d91d
+# %% ../nbs/20_experiments.ipynb #90549167
 def readme()->str: # Markdown
     "The text of README.md"
     import nbformat
@@ -412,5 +418,5 @@ def readme()->str: # Markdown
     nb.cells = [c for c in nb.cells if not c.source.startswith(('#| hide','#|hide'))]
     return MarkdownExporter().from_notebook_node(nb)[0].replace('../figures/', 'figures/').replace('../data/', 'data/').strip()+'\n'
 
-# %% ../nbs/20_experiments.ipynb #275785f7
+# %% ../nbs/20_experiments.ipynb #376eafd7
 if __name__ == '__main__' and '__file__' in globals() and sys.argv[1:]==['readme']: write_text(project_root()/'README.md', readme())

@@ -6,17 +6,18 @@
 __all__ = ['FinetuneConfig', 'run_record', 'differences', 'claim_folder', 'write_atomic', 'History', 'read_rows', 'Progress',
            'draw_batch', 'learning_rate_factor', 'train_step', 'make_optimizer', 'finetune']
 
-# %% ../nbs/05_finetune.ipynb #ef78e776
+# %% ../nbs/05_finetune.ipynb #a0763c11
 import json, math, time, warnings
 from dataclasses import dataclass, field, asdict, fields
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from .flow import FlowModel, time_grid
 from .methods import Method, Batch
 from .checkpoint import (save_checkpoint, load_checkpoint, checkpoints, optimizer_tensors, load_optimizer_tensors,
                                 rng_tensors, load_rng_tensors)
 
-# %% ../nbs/05_finetune.ipynb #65c8ceb4
+# %% ../nbs/05_finetune.ipynb #8b49aeb3
 @dataclass
 class FinetuneConfig:
     "Settings of the loop; the paper's values where a default is not the paper's stand in brackets"
@@ -40,7 +41,7 @@ class FinetuneConfig:
         if self.schedule not in ('constant','cosine'):
             raise ValueError(f"FinetuneConfig: unknown schedule {self.schedule!r}: use 'constant' or 'cosine'")
 
-# %% ../nbs/05_finetune.ipynb #2361accb
+# %% ../nbs/05_finetune.ipynb #d4043b4f
 _may_change = {'updates','save_every','eval_every'}   # a resumed run may go further, save and look more often
 
 def run_record(flow, method, config, prompts=None)->dict:
@@ -51,7 +52,7 @@ def run_record(flow, method, config, prompts=None)->dict:
                 flow=dict(name=type(flow).__name__, **describe), prompts=list(prompts) if prompts else None,
                 versions=dict(vggflow=vggflow.__version__, torch=torch.__version__))
 
-# %% ../nbs/05_finetune.ipynb #b0eec81c
+# %% ../nbs/05_finetune.ipynb #866cf123
 def differences(a, b, path='')->list:
     "Leaves at which two nested records differ, as 'name: a ≠ b'"
     if isinstance(a, dict) and isinstance(b, dict):
@@ -79,7 +80,7 @@ def write_atomic(path:Path, text:str):
     "Write a file whole or not at all"
     tmp = path.with_name(path.name+'.tmp'); tmp.write_text(text); tmp.replace(path)
 
-# %% ../nbs/05_finetune.ipynb #69b298d4
+# %% ../nbs/05_finetune.ipynb #7f3278d9
 @dataclass
 class History:
     "Rows of a run: one for each update, one for each evaluation"
@@ -111,7 +112,7 @@ def read_rows(
         except json.JSONDecodeError: break
     return rows
 
-# %% ../nbs/05_finetune.ipynb #7869d4b0
+# %% ../nbs/05_finetune.ipynb #837fa09e
 class Progress:
     "Shows updates done: a tqdm bar (True), plain lines every few seconds ('plain') or nothing (False)"
     def __init__(self, show, total:int, start:int=0):
@@ -131,7 +132,7 @@ class Progress:
         "Leave the display tidy"
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/05_finetune.ipynb #20cdb1d3
+# %% ../nbs/05_finetune.ipynb #01303eeb
 def draw_batch(
     flow:FlowModel, # The flow
     config:FinetuneConfig, # Settings
@@ -147,7 +148,7 @@ def learning_rate_factor(config:FinetuneConfig, update:int)->float:
     "Share of the learning rate in force at `update` (from 0)"
     return 1. if config.schedule=='constant' else .5*(1+math.cos(math.pi*update/config.updates))
 
-# %% ../nbs/05_finetune.ipynb #ba2c64ed
+# %% ../nbs/05_finetune.ipynb #6c4a2ebe
 def train_step(flow, reward, method, config, opt, batch, update:int)->dict:
     "One optimiser step; returns the row to log, raises `FloatingPointError` before a bad step is taken"
     t0 = time.time()
@@ -161,14 +162,14 @@ def train_step(flow, reward, method, config, opt, batch, update:int)->dict:
     return dict(update=update+1, loss=loss.item(), **logs, grad_norm=norms[0].item(), lr=opt.param_groups[0]['lr'],
                 seconds=round(time.time()-t0, 4))
 
-# %% ../nbs/05_finetune.ipynb #a009b821
+# %% ../nbs/05_finetune.ipynb #994faa70
 def make_optimizer(flow, method, config):
     "AdamW over the flow's and the method's parameters"
     groups = method.parameter_groups(flow, config.lr)
     if not groups[0]['params']: raise ValueError('the flow has no trainable parameters: give it a LoRA or a residual network')
     return torch.optim.AdamW([dict(g, base_lr=g['lr']) for g in groups], betas=(.9,.999), weight_decay=config.weight_decay)
 
-# %% ../nbs/05_finetune.ipynb #dec6ec59
+# %% ../nbs/05_finetune.ipynb #603c5f09
 class _Run:
     "State of one call of `finetune`"
     def __init__(self, flow, reward, method, config, out, prompts, evaluate):
@@ -186,20 +187,23 @@ class _Run:
             load_optimizer_tensors(self.opt, parts['optimizer']); load_rng_tensors(self.generator, parts['rng'])
         self.history.rewind(self.update)
 
-    def save(self):
-        "Write a checkpoint"
-        if self.history.out and self.update:
-            save_checkpoint(self.history.out/'checkpoints', self.update, flow=self.flow.trainable_state(), method=self.method.state_dict(),
-                            optimizer=optimizer_tensors(self.opt), rng=rng_tensors(self.generator))
+# %% ../nbs/05_finetune.ipynb #b9148f70
+@patch
+def save(self:_Run):
+    "Write a checkpoint"
+    if self.history.out and self.update:
+        save_checkpoint(self.history.out/'checkpoints', self.update, flow=self.flow.trainable_state(), method=self.method.state_dict(),
+                        optimizer=optimizer_tensors(self.opt), rng=rng_tensors(self.generator))
 
-    def look(self, last=False):
-        "Evaluate where it is due and not done yet, without disturbing the run's random numbers"
-        every,done = self.config.eval_every,[r['update'] for r in self.history.evals]
-        if not self.evaluate or not every or self.update in done or (self.update%every and not last): return
-        with torch.random.fork_rng(), torch.no_grad(): row = self.evaluate(self.flow, self.update)
-        self.history.append('eval', dict(update=self.update, **row))
+@patch
+def look(self:_Run, last=False):
+    "Evaluate where it is due and not done yet, without disturbing the run's random numbers"
+    every,done = self.config.eval_every,[r['update'] for r in self.history.evals]
+    if not self.evaluate or not every or self.update in done or (self.update%every and not last): return
+    with torch.random.fork_rng(), torch.no_grad(): row = self.evaluate(self.flow, self.update)
+    self.history.append('eval', dict(update=self.update, **row))
 
-# %% ../nbs/05_finetune.ipynb #51ab5a48
+# %% ../nbs/05_finetune.ipynb #767e2700
 def finetune(
     flow:FlowModel, # The flow; its trainable parameters are changed in place
     reward, # Callable (images, prompts) -> (B,), differentiable in images

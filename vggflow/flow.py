@@ -6,13 +6,14 @@
 __all__ = ['expand_as', 'FlowModel', 'TimeMLP', 'AnalyticFlow', 'GaussianFlow', 'MixtureFlow', 'time_grid', 'Trajectory',
            'euler_step', 'midpoint_step', 'sample', 'one_step_prediction']
 
-# %% ../nbs/00_flow.ipynb #3f5b4422
+# %% ../nbs/00_flow.ipynb #30f46e99
 import math
 from dataclasses import dataclass
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 
-# %% ../nbs/00_flow.ipynb #5205a000
+# %% ../nbs/00_flow.ipynb #7fe8560e
 def expand_as(
     t:Tensor, # Times, shape (B,) or scalar
     x:Tensor, # States, shape (B, ...)
@@ -21,7 +22,7 @@ def expand_as(
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     return t.reshape(-1, *[1]*(x.dim()-1)) if t.dim() else t
 
-# %% ../nbs/00_flow.ipynb #61c778eb
+# %% ../nbs/00_flow.ipynb #1c5ea6c4
 class FlowModel(nn.Module):
     "A flow with a frozen base velocity and a finetuned one; `t=0` is noise, `t=1` data"
     def prior(self,
@@ -37,27 +38,39 @@ class FlowModel(nn.Module):
     def velocity(self, x:Tensor, t:Tensor, cond=None)->Tensor:
         "Finetuned $v_\\theta(x,t)$: the shape of `x`; `t` is (B,)"
         raise NotImplementedError
-    def decode(self, x:Tensor)->Tensor:
-        "What the reward sees: images in [0, 1]; the identity in the analytic world"
-        return x
-    def trainable_parameters(self)->list:
-        "The parameters that finetuning changes"
-        return [p for p in self.parameters() if p.requires_grad]
-    def trainable_state(self)->dict:
-        "What a checkpoint must keep: name → tensor"
-        return {k:p.detach() for k,p in self.named_parameters() if p.requires_grad}
-    def make_correction(self)->nn.Module:
-        "A small new network ν(x, t, cond, hints), zero at the start, that fits this flow's states (chapter 02)"
-        raise NotImplementedError
-    @torch.no_grad()
-    def load_trainable_state(self, state:dict):
-        "Restore `trainable_state`; raises `ValueError` when names differ"
-        own = {k:p for k,p in self.named_parameters() if p.requires_grad}
-        if own.keys()!=state.keys():
-            raise ValueError(f'trainable state does not fit this flow: unmatched names {sorted(own.keys()^state.keys())[:3]}')
-        for k,p in own.items(): p.copy_(state[k])
 
-# %% ../nbs/00_flow.ipynb #37f1c1c2
+# %% ../nbs/00_flow.ipynb #e7348e59
+@patch
+def decode(self:FlowModel, x:Tensor)->Tensor:
+    "What the reward sees: images in [0, 1]; the identity in the analytic world"
+    return x
+
+@patch
+def trainable_parameters(self:FlowModel)->list:
+    "The parameters that finetuning changes"
+    return [p for p in self.parameters() if p.requires_grad]
+
+@patch
+def make_correction(self:FlowModel)->nn.Module:
+    "A small new network ν(x, t, cond, hints), zero at the start, that fits this flow's states (chapter 02)"
+    raise NotImplementedError(f'{type(self).__name__} has no make_correction: write it, or use VGGFlow(correction=False)')
+
+# %% ../nbs/00_flow.ipynb #5f0d9e0f
+@patch
+def trainable_state(self:FlowModel)->dict:
+    "What a checkpoint must keep: name → tensor"
+    return {k:p.detach() for k,p in self.named_parameters() if p.requires_grad}
+
+@patch
+@torch.no_grad()
+def load_trainable_state(self:FlowModel, state:dict):
+    "Restore `trainable_state`; raises `ValueError` when names differ"
+    own = {k:p for k,p in self.named_parameters() if p.requires_grad}
+    if own.keys()!=state.keys():
+        raise ValueError(f'trainable state does not fit this flow: unmatched names {sorted(own.keys()^state.keys())[:3]}')
+    for k,p in own.items(): p.copy_(state[k])
+
+# %% ../nbs/00_flow.ipynb #a88d1cc5
 class TimeMLP(nn.Module):
     "A small network of (x, t) whose last layer starts at zero"
     def __init__(self,
@@ -75,7 +88,7 @@ class TimeMLP(nn.Module):
         feats = [t, torch.sin(math.pi*t), torch.cos(math.pi*t), torch.sin(2*math.pi*t), torch.cos(2*math.pi*t)]
         return self.net(torch.cat([x, *feats], -1))
 
-# %% ../nbs/00_flow.ipynb #f00c1489
+# %% ../nbs/00_flow.ipynb #b645d9ce
 class AnalyticFlow(FlowModel):
     "Exact base velocity plus a small trainable residual network"
     def __init__(self,
@@ -90,7 +103,7 @@ class AnalyticFlow(FlowModel):
     def velocity(self, x, t, cond=None): return self.base_velocity(x, t, cond) + self.residual(x, t)
     def make_correction(self): return TimeMLP(self.dim, self.hidden).to(self.residual.net[-1].weight)
 
-# %% ../nbs/00_flow.ipynb #d70893b3
+# %% ../nbs/00_flow.ipynb #a9d66907
 class GaussianFlow(AnalyticFlow):
     "Data N(mean, std²), independent coordinates"
     def __init__(self,
@@ -108,7 +121,7 @@ class GaussianFlow(AnalyticFlow):
         c = (t*S-(1-t))/((1-t)**2+t**2*S)
         return self.mean + c*(x-t*self.mean)
 
-# %% ../nbs/00_flow.ipynb #b74db7e2
+# %% ../nbs/00_flow.ipynb #2fb52af9
 class MixtureFlow(AnalyticFlow):
     "Data from a mixture of isotropic Gaussians"
     def __init__(self,
@@ -133,7 +146,7 @@ class MixtureFlow(AnalyticFlow):
         vk = self.means + ((t*S-(1-t))/var)[...,None]*d
         return (logp.softmax(-1)[...,None]*vk).sum(1)
 
-# %% ../nbs/00_flow.ipynb #d40ddb31
+# %% ../nbs/00_flow.ipynb #fbddd84c
 def time_grid(
     steps:int, # Number of Euler steps, at least 1
     shift:float=1., # SD3's shift; 1 is the uniform grid, SD3 uses 3
@@ -145,7 +158,7 @@ def time_grid(
     sigmas = f(torch.linspace(1, f(1/1000), steps, dtype=torch.float64))
     return (1-torch.cat([sigmas, sigmas.new_zeros(1)])).float()
 
-# %% ../nbs/00_flow.ipynb #01586f81
+# %% ../nbs/00_flow.ipynb #354f34ad
 @dataclass
 class Trajectory:
     "States and velocities along one sampling run"
@@ -157,12 +170,12 @@ class Trajectory:
         "The final states, (B, ...)"
         return self.x[-1]
 
-# %% ../nbs/00_flow.ipynb #00304bcf
+# %% ../nbs/00_flow.ipynb #17e6b8b2
 def euler_step(field, x, t, h): return field(x, t)
 def midpoint_step(field, x, t, h): return field(x+h/2*field(x, t), t+h/2)
 _steppers = dict(euler=euler_step, midpoint=midpoint_step)
 
-# %% ../nbs/00_flow.ipynb #4af9a7df
+# %% ../nbs/00_flow.ipynb #1ad52387
 def sample(
     flow:FlowModel, # The flow
     x0:Tensor, # Noise, shape (B, ...)
@@ -183,7 +196,7 @@ def sample(
         xs.append(xs[-1]+h*vs[-1])
     return Trajectory(torch.stack(xs), torch.stack(vs), times)
 
-# %% ../nbs/00_flow.ipynb #602a59e7
+# %% ../nbs/00_flow.ipynb #9ab85577
 def one_step_prediction(
     flow:FlowModel, # The flow
     x:Tensor, # States, shape (B, ...)

@@ -6,16 +6,17 @@
 __all__ = ['methods', 'Batch', 'Method', 'stratified_transitions', 'gather_transitions', 'VGGFlow', 'consistency_term',
            'vgg_terms', 'ReFL']
 
-# %% ../nbs/04_methods.ipynb #953f5553
+# %% ../nbs/04_methods.ipynb #fc338c12
 from dataclasses import dataclass, field
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 from .flow import FlowModel, Trajectory, sample, one_step_prediction
 from .value import ValueGradient, eta_schedule
 from .losses import (matching_loss, boundary_loss, consistency_loss, consistency_modes, mean_square, pullback,
                             trajectory_target)
 
-# %% ../nbs/04_methods.ipynb #08f76a91
+# %% ../nbs/04_methods.ipynb #51b58ca4
 @dataclass
 class Batch:
     "What the loop hands to a method for one update"
@@ -25,7 +26,7 @@ class Batch:
     generator:torch.Generator=None # Source of every random choice of the method
     transitions:int=5 # Transitions used of each trajectory
 
-# %% ../nbs/04_methods.ipynb #cd35027c
+# %% ../nbs/04_methods.ipynb #e3ca143a
 class Method(nn.Module):
     "A way to finetune a flow: subclass it, and write `loss`"
     def __init__(self, **hyper):
@@ -45,7 +46,7 @@ class Method(nn.Module):
         own = [p for p in self.parameters() if p.requires_grad]
         return [dict(params=flow.trainable_parameters(), lr=lr)]+([dict(params=own, lr=lr)] if own else [])
 
-# %% ../nbs/04_methods.ipynb #b6e447e2
+# %% ../nbs/04_methods.ipynb #8747b58d
 def stratified_transitions(
     steps:int, # Steps of a trajectory, N
     bins:int, # Transitions to take, from equal bins of time; 1 <= bins <= steps
@@ -58,7 +59,7 @@ def stratified_transitions(
     u = torch.rand(bins, n, generator=generator)
     return (lo[:,None]+u*steps/bins).long().clamp(max=steps-1)
 
-# %% ../nbs/04_methods.ipynb #44ea425b
+# %% ../nbs/04_methods.ipynb #2d2dfcba
 def gather_transitions(
     tr:Trajectory, # The trajectories, N steps of B samples
     k:Tensor, # Step indices, shape (m, B)
@@ -69,7 +70,7 @@ def gather_transitions(
     pick = lambda a: a[k,b].flatten(0,1)
     return pick(tr.x),tr.times.to(tr.x)[k].flatten(),pick(tr.v),None if cond is None else list(cond)*len(k)
 
-# %% ../nbs/04_methods.ipynb #8eb33318
+# %% ../nbs/04_methods.ipynb #65b86a53
 class VGGFlow(Method):
     "Value gradient guidance: match the residual velocity to −β∇V (Algorithm 1)"
     def __init__(self,
@@ -97,7 +98,7 @@ class VGGFlow(Method):
         for g in groups[1:]: g['lr'] = self.value_lr or lr
         return groups
 
-# %% ../nbs/04_methods.ipynb #9102c575
+# %% ../nbs/04_methods.ipynb #c939e449
 def consistency_term(
     method, # A `VGGFlow`
     tr:Trajectory, # Trajectories of the present flow
@@ -116,7 +117,7 @@ def consistency_term(
     target,base = trajectory_target(value, x, t, x2, t2, c, factors, v2)
     return mean_square(value(x, t, c, v, factors)-target),base
 
-# %% ../nbs/04_methods.ipynb #5b53e5b4
+# %% ../nbs/04_methods.ipynb #fa6284c9
 def vgg_terms(
     method, # A `VGGFlow`
     flow:FlowModel, # The flow
@@ -137,7 +138,7 @@ def vgg_terms(
     if method.learn and not value.meets_boundary: terms['boundary'] = method.alpha*boundary_loss(value, tr.x1, cond)
     return {n: l/value.unit**2 for n,l in terms.items()}
 
-# %% ../nbs/04_methods.ipynb #d62ea24e
+# %% ../nbs/04_methods.ipynb #4dc6920d
 class VGGFlow(Method):
     "Value gradient guidance: match the residual velocity to −β∇V (Algorithm 1)"
     def __init__(self,
@@ -156,24 +157,31 @@ class VGGFlow(Method):
         self.beta,self.eta,self.mode,self.alpha,self.clip = beta,eta_schedule(eta),mode,alpha,clip
         self.learn,self.value_lr = correction,value_lr
 
-    def setup(self, flow, reward):
-        device = flow.trainable_parameters()[0].device
-        self.value = ValueGradient(flow, reward, flow.make_correction() if self.learn else None, self.eta, self.clip).to(device)
+# %% ../nbs/04_methods.ipynb #63a62016
+@patch
+def setup(self:VGGFlow, flow, reward):
+    "Make the value gradient"
+    device = flow.trainable_parameters()[0].device
+    self.value = ValueGradient(flow, reward, flow.make_correction() if self.learn else None, self.eta, self.clip).to(device)
 
-    def parameter_groups(self, flow, lr):
-        groups = super().parameter_groups(flow, lr)
-        for g in groups[1:]: g['lr'] = self.value_lr or lr
-        return groups
+@patch
+def parameter_groups(self:VGGFlow, flow, lr):
+    "The correction has a learning rate of its own, if wanted"
+    groups = super(VGGFlow, self).parameter_groups(flow, lr)
+    for g in groups[1:]: g['lr'] = self.value_lr or lr
+    return groups
 
-    def loss(self, flow, reward, batch):
-        with torch.no_grad():
-            tr = sample(flow, batch.x0, batch.times, batch.cond)
-            r = reward(flow.decode(tr.x1), batch.cond).mean()
-        k = stratified_transitions(len(tr.v), batch.transitions, len(batch.x0), batch.generator)
-        terms = vgg_terms(self, flow, tr, k, batch.cond)
-        return sum(terms.values()),dict(reward=r.item(), **{n: l.item() for n,l in terms.items()})
+@patch
+def loss(self:VGGFlow, flow, reward, batch):
+    "Sample, choose transitions, sum the losses of (15)"
+    with torch.no_grad():
+        tr = sample(flow, batch.x0, batch.times, batch.cond)
+        r = reward(flow.decode(tr.x1), batch.cond).mean()
+    k = stratified_transitions(len(tr.v), batch.transitions, len(batch.x0), batch.generator)
+    terms = vgg_terms(self, flow, tr, k, batch.cond)
+    return sum(terms.values()),dict(reward=r.item(), **{n: l.item() for n,l in terms.items()})
 
-# %% ../nbs/04_methods.ipynb #c170ddf7
+# %% ../nbs/04_methods.ipynb #9ef7e572
 class ReFL(Method):
     "Reward feedback learning: maximise the reward of a one-step prediction from a late step"
     def __init__(self,
@@ -192,5 +200,5 @@ class ReFL(Method):
         r = reward(flow.decode(one_step_prediction(flow, x, t, batch.cond)), batch.cond)
         return -(r.relu() if self.relu else r).mean(),dict(reward=r.mean().item())
 
-# %% ../nbs/04_methods.ipynb #8fe1184f
+# %% ../nbs/04_methods.ipynb #9905c176
 methods = {'VGGFlow': VGGFlow, 'ReFL': ReFL}

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SIMPLE_ANIMALS', 'ANIMALS', 'SIZES', 'COLOURS', 'FORMS', 'article', 'caption', 'heldout', 'all_captions']
 
-# %% ../nbs/11_prompts.ipynb #ea71fc02
-import itertools, random
+# %% ../nbs/11_prompts.ipynb #64455712
+import itertools
 
-# %% ../nbs/11_prompts.ipynb #d59d09e3
+# %% ../nbs/11_prompts.ipynb #c3d26f3a
 SIMPLE_ANIMALS = """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard
 beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly llama
 camel bat gorilla hedgehog kangaroo""".split()
@@ -17,14 +17,14 @@ octopus lion horse turtle""".split()
 SIZES = ['small', 'big']
 COLOURS = ['red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink']
 
-# %% ../nbs/11_prompts.ipynb #a4a78886
+# %% ../nbs/11_prompts.ipynb #854aa876
 def article(
     word:str # A noun or an adjective
 )->str: # The word with its indefinite article
     "`word` with *a* or *an*"
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
-# %% ../nbs/11_prompts.ipynb #da21761d
+# %% ../nbs/11_prompts.ipynb #76e32f69
 FORMS = ['{bare}', '{a}', 'an emoji of {a}', 'a picture of {a}'] # ways to name an animal and nothing else
 
 def caption(
@@ -38,7 +38,7 @@ def caption(
     head = f"{article(size)} {animal}" if size else article(animal)
     return f"{head} on {article(colour)} background" if colour else head
 
-# %% ../nbs/11_prompts.ipynb #0ed02cf5
+# %% ../nbs/11_prompts.ipynb #35d737d6
 def heldout(
     animal:str, # One of `ANIMALS`
     colour:str # One of `COLOURS`
@@ -46,7 +46,7 @@ def heldout(
     "One colour per animal is kept out of every training caption"
     return COLOURS.index(colour) == ANIMALS.index(animal) % len(COLOURS)
 
-# %% ../nbs/11_prompts.ipynb #72a17d78
+# %% ../nbs/11_prompts.ipynb #238f171d
 def all_captions(
     held:bool=False # Only those that training never saw, instead of only those it saw
 )->list: # Prompts, in a fixed order

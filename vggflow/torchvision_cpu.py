@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['SCHEMAS', 'declare_missing', 'cure']
 
-# %% ../nbs/15_torchvision_cpu.ipynb #ccc1b5b5
+# %% ../nbs/15_torchvision_cpu.ipynb #bba2a6ef
 import sys, importlib.abc
-import torch
 
-# %% ../nbs/15_torchvision_cpu.ipynb #e4629737
+# %% ../nbs/15_torchvision_cpu.ipynb #d4b2af24
 SCHEMAS = ["nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"]
 
 def declare_missing()->list: # Names declared by this call
     "Declare torchvision's `nms` and `qnms` where they do not exist"
+    import torch # here, so that `import vggflow`, which installs the cure, stays light
     new = [s for s in SCHEMAS if not hasattr(torch.ops.torchvision, s.split('(')[0])]
     if new:
         declare_missing.library = torch.library.Library('torchvision', 'FRAGMENT') # lives as long as the process
         for s in new: declare_missing.library.define(s)
     return [s.split('(')[0] for s in new]
 
-# %% ../nbs/15_torchvision_cpu.ipynb #bbb93ce5
+# %% ../nbs/15_torchvision_cpu.ipynb #fd3edac8
 class _Cure(importlib.abc.MetaPathFinder):
     "Declares the schemas just before `torchvision._meta_registrations` is imported, and finds nothing itself"
     def find_spec(self, name, path=None, target=None):

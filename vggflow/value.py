@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['eta_schedules', 'eta_schedule', 'clip_factors', 'reward_gradient', 'ValueGradient']
 
-# %% ../nbs/02_value.ipynb #23c8a700
+# %% ../nbs/02_value.ipynb #d88a0346
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 from .flow import FlowModel, expand_as
 
-# %% ../nbs/02_value.ipynb #31a3ea73
+# %% ../nbs/02_value.ipynb #42898f71
 eta_schedules = {'t^2': lambda t: t**2, 't': lambda t: t, '1': torch.ones_like, '0': torch.zeros_like}
 
 def eta_schedule(
@@ -21,7 +22,7 @@ def eta_schedule(
     if str(eta) not in eta_schedules: raise ValueError(f'unknown eta schedule {eta!r}: use one of {list(eta_schedules)} or a callable of t')
     return eta_schedules[str(eta)]
 
-# %% ../nbs/02_value.ipynb #9de25558
+# %% ../nbs/02_value.ipynb #e754e1e3
 def clip_factors(
     grads:Tensor, # Reward gradients, shape (B, ...)
     clip:float=None, # Quantile in (0, 1]; None leaves all factors at 1
@@ -32,7 +33,7 @@ def clip_factors(
     norms = grads.flatten(1).norm(dim=1)
     return (torch.quantile(norms, clip)/norms.clamp_min(1e-30)).clamp(max=1)
 
-# %% ../nbs/02_value.ipynb #41a4216c
+# %% ../nbs/02_value.ipynb #82342b64
 def reward_gradient(
     flow:FlowModel, # The flow, for `decode`
     reward, # Callable (images, prompts) -> (B,), differentiable
@@ -42,7 +43,7 @@ def reward_gradient(
     "Gradient of the reward of the decoded states with respect to them"
     return torch.func.grad(lambda y: reward(flow.decode(y), cond).float().sum())(x)
 
-# %% ../nbs/02_value.ipynb #e5aeb763
+# %% ../nbs/02_value.ipynb #83ce87dd
 class ValueGradient(nn.Module):
     "g(x,t) = −η_t sg(∇r(x̂_1)) + ν_φ(x,t), the gradient of the value function (16)"
     def __init__(self,
@@ -59,29 +60,35 @@ class ValueGradient(nn.Module):
         self.meets_boundary = bool(torch.allclose(self.eta(one), one))
         self.register_buffer('unit', torch.tensor(float('nan')))   # RMS of ∇r, set on the first batch
 
-    def reward_gradient(self, x, t, cond=None, v=None)->Tensor:
-        "∇r(x̂_1) at the one-step prediction; `v` is the velocity at (x, t) if known"
-        with torch.no_grad():   # forward-mode derivatives pass through; no graph reaches θ or the reward
-            if v is None: v = self.flow.velocity(x, t, cond)
-            return reward_gradient(self.flow, self.reward, x+(1-expand_as(t, x))*v, cond)
+# %% ../nbs/02_value.ipynb #132c936a
+@patch
+def reward_gradient(self:ValueGradient, x, t, cond=None, v=None)->Tensor:
+    "∇r(x̂_1) at the one-step prediction; `v` is the velocity at (x, t) if known"
+    with torch.no_grad():   # forward-mode derivatives pass through; no graph reaches θ or the reward
+        if v is None: v = self.flow.velocity(x, t, cond)
+        return reward_gradient(self.flow, self.reward, x+(1-expand_as(t, x))*v, cond)
 
-    def measure(self, x, t, cond=None, v=None)->tuple:
-        "∇r(x̂_1) of a batch and its clip factors; the first call sets the unit of the correction"
-        rg = self.reward_gradient(x, t, cond, v)
-        if self.unit.isnan(): self.unit.copy_(rg.pow(2).mean().sqrt().clamp_min(1e-30))
-        return rg,clip_factors(rg, self.clip)
+@patch
+def measure(self:ValueGradient, x, t, cond=None, v=None)->tuple:
+    "∇r(x̂_1) of a batch and its clip factors; the first call sets the unit of the correction"
+    rg = self.reward_gradient(x, t, cond, v)
+    if self.unit.isnan(): self.unit.copy_(rg.pow(2).mean().sqrt().clamp_min(1e-30))
+    return rg,clip_factors(rg, self.clip)
 
-    def nu(self, x, t, cond, v, rg)->Tensor:
-        "The learned correction ν_φ, shape of `x`"
-        if self.correction is None: return torch.zeros_like(x)
-        unit,left = self.unit.nan_to_num(1.),1-expand_as(t, x)
-        out = unit*self.correction(x, t, cond, (left*v, rg/unit))
-        return left*out if self.meets_boundary else out
+# %% ../nbs/02_value.ipynb #4348b0bb
+@patch
+def nu(self:ValueGradient, x, t, cond, v, rg)->Tensor:
+    "The learned correction ν_φ, shape of `x`"
+    if self.correction is None: return torch.zeros_like(x)
+    unit,left = self.unit.nan_to_num(1.),1-expand_as(t, x)
+    out = unit*self.correction(x, t, cond, (left*v, rg/unit))
+    return left*out if self.meets_boundary else out
 
-    def forward(self, x, t, cond=None, v=None, factors=None, rg=None)->Tensor:
-        "g, shape of `x`; `v`, `rg` = ∇r(x̂_1) and the clip factors (B,) where they are known already"
-        if v is None:
-            with torch.no_grad(): v = self.flow.velocity(x, t, cond)
-        if rg is None: rg = self.reward_gradient(x, t, cond, v)
-        w = self.eta(t) if factors is None else self.eta(t)*factors
-        return self.nu(x, t, cond, v, rg)-expand_as(w, x)*rg
+@patch
+def forward(self:ValueGradient, x, t, cond=None, v=None, factors=None, rg=None)->Tensor:
+    "g, shape of `x`; `v`, `rg` = ∇r(x̂_1) and the clip factors (B,) where they are known already"
+    if v is None:
+        with torch.no_grad(): v = self.flow.velocity(x, t, cond)
+    if rg is None: rg = self.reward_gradient(x, t, cond, v)
+    w = self.eta(t) if factors is None else self.eta(t)*factors
+    return self.nu(x, t, cond, v, rg)-expand_as(w, x)*rg

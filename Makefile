@@ -1,0 +1,53 @@
+# vggflow: `make figures` and `make test` do all the set-up by themselves and may be repeated at any time.
+SHELL      := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+PYTHON     ?= python3
+PROFILE    ?= quick
+CORES      ?= 2
+EXPERIMENT ?= convergence
+PIP_FLAGS  ?=
+BIN        := .venv/bin
+STAMP      := .venv/.setup-stamp
+PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar off $(PIP_FLAGS) -c constraints.txt
+COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
+export HF_HUB_DISABLE_TELEMETRY := 1
+.DEFAULT_GOAL := help
+.PHONY: help setup figures test export readme lab clean-notebooks
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
+	@echo "  variables: PROFILE=smoke|quick|paper ($(PROFILE))  CORES=n ($(CORES))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'"
+
+setup: $(STAMP) ## make .venv, install the package and register its notebook kernel
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11))' || { \
+	  echo "vggflow needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "[setup] making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; }
+	@echo "[setup] installing torch"
+	@$(PIP) torch==2.13.0 | $(COUNT)
+	@echo "[setup] installing vggflow[figures,dev], about two minutes the first time"
+	@$(PIP) -e '.[figures,dev]' | $(COUNT)
+	@$(BIN)/python -m ipykernel install --sys-prefix --name vggflow --display-name vggflow >/dev/null
+	@touch $(STAMP) && echo "[setup] done"
+
+figures: setup ## run the experiments of PROFILE and draw the figures (resumes where it was stopped)
+	@$(BIN)/vggflow figures --profile $(PROFILE) --cores $(CORES)
+
+test: setup ## everything CI checks: export in step, every notebook runs, tests pass
+	@echo "[test] repository: export and README in step, notebooks clean, imports in order"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_repo.py
+	@echo "[test] every notebook runs"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/nbdev-test --n-workers $(CORES) --do-print --timing
+	@echo "[test] pytest"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest --ignore tests/test_repo.py
+
+export: setup ## notebooks -> vggflow/ and README.md
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export && $(MAKE) -s readme
+
+readme: setup ## nbs/index.ipynb -> README.md
+	@$(BIN)/python -m vggflow.experiments readme
+
+clean-notebooks: setup ## remove execution counts and stray metadata from the notebooks
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean
+
+lab: setup ## JupyterLab on the notebooks with the project's kernel
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir nbs --MultiKernelManager.default_kernel_name=vggflow
