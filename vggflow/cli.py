@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['train', 'sample', 'figures', 'figure', 'cards', 'run', 'collect', 'parser', 'main']
 
-# %% ../nbs/29_cli.ipynb #e8b5710b
+# %% ../nbs/29_cli.ipynb #76bf1894
 import argparse, os, sys
 from pathlib import Path
 
-# %% ../nbs/29_cli.ipynb #02af615b
+# %% ../nbs/29_cli.ipynb #a323f37c
 def train(a):
     "Finetune one model and write a run directory"
     from vggflow.train import run
@@ -32,7 +32,7 @@ def sample(a):
     im.resize((im.width*a.scale, im.height*a.scale), Image.NEAREST).save(a.out)
     print(f"{a.out}: {a.n} x {a.prompt!r}")
 
-# %% ../nbs/29_cli.ipynb #16c0c75d
+# %% ../nbs/29_cli.ipynb #77d4533b
 def figures(a):
     "Run what is missing of a profile and draw its figures"
     from vggflow.experiments import make_figures
@@ -51,7 +51,7 @@ def cards(a):
             done = 'done' if (c.folder/'run.ipynb').exists() else 'open'
             print(f"{e}  {c.id}  {done}  " + ' '.join(f'{k}={c.parameters[k]}' for k in ('world','lr','beta','updates') if k in c.parameters))
 
-# %% ../nbs/29_cli.ipynb #e8795a3a
+# %% ../nbs/29_cli.ipynb #5e584f20
 def run(a):
     "Run one card"
     from vggflow.experiments import run_card
@@ -62,7 +62,7 @@ def collect(a):
     from vggflow.experiments import collect, project_root
     print(f"[{a.experiment}] {collect(a.experiment, a.profile).relative_to(project_root())}", flush=True)
 
-# %% ../nbs/29_cli.ipynb #67309c16
+# %% ../nbs/29_cli.ipynb #2e5df1af
 class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
@@ -79,7 +79,7 @@ def parser()->argparse.ArgumentParser:
     for fn,args in _verbs().items(): verb(fn, *args)
     return p
 
-# %% ../nbs/29_cli.ipynb #a1ceb973
+# %% ../nbs/29_cli.ipynb #2ca9c2e7
 def _o(*flags, **kw): return flags, kw
 
 def _verbs():
@@ -105,7 +105,7 @@ def _verbs():
         run: [_o('card', help='path of a card.json')],
         collect: [_o('experiment', help='name'), profile]}
 
-# %% ../nbs/29_cli.ipynb #f24be8da
+# %% ../nbs/29_cli.ipynb #ac80d983
 def main(
     argv=None # Arguments; those of the process by default
 )->int: # Exit status: 0, or 2 with one line on stderr
@@ -113,11 +113,11 @@ def main(
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     a = parser().parse_args(argv)
     try: return a.fn(a) or 0
-    except (ValueError, OSError, RuntimeError, ImportError) as e:
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as e:
         if os.environ.get('VGGFLOW_DEBUG'): raise
         text = ' '.join(str(e).split())
         print(f"vggflow {a.verb}: {text or type(e).__name__}", file=sys.stderr, flush=True)
         return 2
 
-# %% ../nbs/29_cli.ipynb #d2229e05
+# %% ../nbs/29_cli.ipynb #d588d4b3
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

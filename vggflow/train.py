@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORLDS', 'World', 'build', 'method_class', 'make_method', 'run', 'make_evaluator']
 
-# %% ../nbs/24_train.ipynb #4c8d2fba
+# %% ../nbs/24_train.ipynb #06759530
 import inspect, re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from .evaluate import evaluator
 from .finetune import FinetuneConfig, finetune
 from .methods import methods
 
-# %% ../nbs/24_train.ipynb #7ae829dc
+# %% ../nbs/24_train.ipynb #8a629598
 class World(NamedTuple):
     "What a run works on"
     flow: object # A FlowModel
@@ -26,7 +26,7 @@ def _linear(x, prompts=None): return x.sum(1)
 def _quadratic(x, prompts=None): return .8*x.sum(1)-.25*(x**2).sum(1)
 _analytic_rewards = dict(linear=_linear, quadratic=_quadratic)
 
-# %% ../nbs/24_train.ipynb #5794ca38
+# %% ../nbs/24_train.ipynb #6770581a
 def _gaussian(reward, **kw):
     from vggflow.flow import GaussianFlow
     return World(GaussianFlow(torch.zeros(2), torch.full((2,), .6)), _analytic_rewards[choose(reward, _analytic_rewards, 'reward of an analytic world')], None)
@@ -49,7 +49,7 @@ def _sd3(reward, model='', prompts=(), **kw):
 
 WORLDS = dict(gaussian=_gaussian, mixture=_mixture, emoji=_emoji, sd3=_sd3)
 
-# %% ../nbs/24_train.ipynb #f6d80989
+# %% ../nbs/24_train.ipynb #ab25fd48
 def build(
     world:str='emoji', # gaussian, mixture, emoji or sd3
     reward:str='', # Name; empty takes the world's first: linear, or emoji-aesthetic
@@ -65,7 +65,7 @@ def build(
     w = make(reward, model=model, prompts=prompts, **kw) if world=='sd3' else make(reward, **kw)
     return w._replace(prompts=list(prompts)) if prompts else w
 
-# %% ../nbs/24_train.ipynb #3edc3e40
+# %% ../nbs/24_train.ipynb #e5a4a087
 _as_printed = dict(VGGFlow='VGG-Flow', VGGFlowPMP='VGG-Flow-PMP', AdjointMatching='AM')
 
 def _plain(s): return re.sub('[^a-z0-9]', '', str(s).lower())
@@ -88,7 +88,7 @@ def make_method(
     for k in kw: choose(k, takes, f'option of {name} called')
     return cls(**kw)
 
-# %% ../nbs/24_train.ipynb #3c78ca5e
+# %% ../nbs/24_train.ipynb #13f687ab
 def run(
     world:str='emoji', # gaussian, mixture, emoji or sd3
     reward:str='', # Name; empty takes the world's first
@@ -114,9 +114,11 @@ def run(
     config = FinetuneConfig(updates=updates, batch_size=batch_size, steps=steps, shift=shift, transitions=transitions, lr=lr, seed=seed, save_every=save_every, eval_every=eval_every)
     args = dict(out=out or None, resume=resume, prompts=w.prompts, evaluate=ev, progress=progress)
     if not out: return finetune(w.flow, w.reward, m, config, **args)
-    with hold(Path(out)/'.training', f'the run in {out}'): return finetune(w.flow, w.reward, m, config, **args)
+    with hold(Path(out)/'.training', f'the run in {out}'): history = finetune(w.flow, w.reward, m, config, **args)
+    if hasattr(w.flow, 'save_lora'): w.flow.save_lora(Path(out)/'lora')   # what stock diffusers loads
+    return history
 
-# %% ../nbs/24_train.ipynb #cd9e0474
+# %% ../nbs/24_train.ipynb #70ccd79e
 def make_evaluator(world, w, beta, eval_prompts, images_per_prompt, steps, shift):
     "The evaluator of a run: evenly spaced prompts of the world's list"
     ps = w.prompts
