@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'quietly', 'SD3Flow', 'soft_clamp', 'SD3Correction']
 
-# %% ../nbs/13_sd3.ipynb #42bcc89b
+# %% ../nbs/13_sd3.ipynb #91326b78
 from .torchvision_cpu import cure; cure()
 import contextlib
 from pathlib import Path
@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from .flow import FlowModel
 
-# %% ../nbs/13_sd3.ipynb #6af5c4c8
+# %% ../nbs/13_sd3.ipynb #93024d4b
 @contextlib.contextmanager
 def quietly():
     "No progress bars and no notices of diffusers and transformers for the length of a block"
@@ -32,7 +32,7 @@ def quietly():
 
 with quietly(): from diffusers import StableDiffusion3Pipeline # transformers would remark on the absence of torchvision
 
-# %% ../nbs/13_sd3.ipynb #206595cf
+# %% ../nbs/13_sd3.ipynb #fb826e14
 LORA_TARGETS = [f'attn.{n}' for n in ['to_q','to_k','to_v','to_out.0','add_q_proj','add_k_proj','add_v_proj','to_add_out']]
 
 class SD3Flow(FlowModel):
@@ -54,7 +54,7 @@ class SD3Flow(FlowModel):
         self._layers = tuple(m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer))
         self._pipe, self._cache, self.max_sequence_length = (pipe,), {}, 256
 
-# %% ../nbs/13_sd3.ipynb #6d9ed086
+# %% ../nbs/13_sd3.ipynb #2e0bffee
 @patch(cls_method=True)
 def from_pretrained(cls:SD3Flow,
     path, # Folder or hub id of a Stable Diffusion 3 pipeline
@@ -68,7 +68,7 @@ def from_pretrained(cls:SD3Flow,
     pipe = StableDiffusion3Pipeline.from_pretrained(path, **kwargs).to(device or 'cpu')
     return cls(pipe, lora_rank, lora_alpha, lora_targets, guidance_scale).to(device or 'cpu')
 
-# %% ../nbs/13_sd3.ipynb #11013b7f
+# %% ../nbs/13_sd3.ipynb #f8504afd
 @patch(as_prop=True)
 def pipe(self:SD3Flow)->StableDiffusion3Pipeline:
     "The pipeline, whose transformer is the adapted one"
@@ -86,7 +86,7 @@ def device(self:SD3Flow):
     "Where the transformer is"
     return self._lora[0][1].device
 
-# %% ../nbs/13_sd3.ipynb #a345e38d
+# %% ../nbs/13_sd3.ipynb #20d72378
 @patch
 @torch.no_grad()
 def encode(self:SD3Flow,
@@ -104,14 +104,14 @@ def encode(self:SD3Flow,
     dt = self.transformer.dtype if hasattr(self.transformer, 'dtype') else torch.float32
     return tuple(torch.stack([self._cache[s][k] for s in prompts]).to(self.device) for k in (0,1))
 
-# %% ../nbs/13_sd3.ipynb #620f6df2
+# %% ../nbs/13_sd3.ipynb #23054a5a
 @patch
 def drop_text_encoders(self:SD3Flow):
     "Free the text encoders; prompts encoded before stay known, and so does the empty one"
     self.encode([''])
     for s in ('', '_2', '_3'): setattr(self.pipe, 'text_encoder'+s, None)
 
-# %% ../nbs/13_sd3.ipynb #7ec3ec83
+# %% ../nbs/13_sd3.ipynb #95a51ec5
 @patch
 def prior(self:SD3Flow, n, cond=None, generator=None)->Tensor:
     "Noise of the size of the latents, float32; the same on every device"
@@ -119,7 +119,7 @@ def prior(self:SD3Flow, n, cond=None, generator=None)->Tensor:
     where = generator.device if generator is not None else 'cpu'
     return torch.randn(n, c.in_channels, c.sample_size, c.sample_size, generator=generator, device=where).to(self.device)
 
-# %% ../nbs/13_sd3.ipynb #752e773e
+# %% ../nbs/13_sd3.ipynb #49c94525
 def _attention(x):
     "Forward-mode derivatives need the plain attention; elsewhere torch chooses"
     return sdpa_kernel(SDPBackend.MATH) if fwAD._current_level >= 0 else contextlib.nullcontext()
@@ -136,7 +136,7 @@ def model_velocity(self:SD3Flow,
         out = self.transformer(x.to(dt), encoder_hidden_states=c.to(dt), pooled_projections=p.to(dt), timestep=1000*(1-t), return_dict=False)[0]
     return -out.to(x.dtype)
 
-# %% ../nbs/13_sd3.ipynb #a9c1eecc
+# %% ../nbs/13_sd3.ipynb #eb0b5191
 @patch
 def guided(self:SD3Flow,
     x:Tensor, t:Tensor, cond=None, # As in `velocity`
@@ -154,7 +154,7 @@ def guided(self:SD3Flow,
         c = self.model_velocity(x, t, prompts)
     return u + w*(c-u)
 
-# %% ../nbs/13_sd3.ipynb #faaae8b1
+# %% ../nbs/13_sd3.ipynb #3d9566e3
 @patch
 @contextlib.contextmanager
 def adapter_off(self:SD3Flow):
@@ -166,7 +166,7 @@ def adapter_off(self:SD3Flow):
         for m in self._layers: m._disable_adapters = False
         self.transformer.gradient_checkpointing = old
 
-# %% ../nbs/13_sd3.ipynb #8cb7c223
+# %% ../nbs/13_sd3.ipynb #2479cc1c
 @patch
 def velocity(self:SD3Flow, x, t, cond=None)->Tensor:
     "Finetuned velocity; with gradients on, the unconditional branch is a constant, as in the paper"
@@ -177,7 +177,7 @@ def base_velocity(self:SD3Flow, x, t, cond=None)->Tensor:
     "Frozen velocity: the adapter is switched off for the call; differentiable in `x` through both branches"
     with self.adapter_off(): return self.guided(x, t, cond)
 
-# %% ../nbs/13_sd3.ipynb #14368308
+# %% ../nbs/13_sd3.ipynb #d7b586cf
 def soft_clamp(
     x:Tensor, # Any values
     leak:float=.1 # Slope outside [0,1]
@@ -193,7 +193,7 @@ def decode(self:SD3Flow, x)->Tensor:
     z = x/c.scaling_factor + (c.shift_factor or 0)
     return soft_clamp(self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float()/2 + .5)
 
-# %% ../nbs/13_sd3.ipynb #46f69756
+# %% ../nbs/13_sd3.ipynb #1dd06a08
 @patch
 def trainable_parameters(self:SD3Flow)->list:
     "The adapter's weights"
@@ -215,7 +215,7 @@ def load_trainable_state(self:SD3Flow,
     if bad: raise ValueError(f'trainable state does not fit at {bad[0]!r}: build the flow with the lora_rank and lora_targets of the run')
     for k,p in own.items(): p.copy_(state[k])
 
-# %% ../nbs/13_sd3.ipynb #07baf72a
+# %% ../nbs/13_sd3.ipynb #599111ef
 @patch
 def gradient_checkpointing(self:SD3Flow, on:bool=True):
     "Trade time for memory in `velocity`; `base_velocity` never checkpoints"
@@ -236,7 +236,7 @@ def load_lora(self:SD3Flow, folder):
     if bad: raise ValueError(f'the adapter in {str(folder)!r} does not fit at {bad[0]!r}: build the flow with its lora_rank and lora_targets')
     set_peft_model_state_dict(self.transformer, state)
 
-# %% ../nbs/13_sd3.ipynb #554fe098
+# %% ../nbs/13_sd3.ipynb #fc98569a
 class SD3Correction(nn.Module):
     "ν_φ for latents: a small SD3 transformer of (x, x̂_1 − x, ∇r), zero at the start"
     def __init__(self,
