@@ -38,7 +38,7 @@ test: setup ## everything CI checks: export in step, every notebook runs, tests 
 	@echo "[test] repository: export and README in step, notebooks clean, imports in order"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_repo.py
 	@echo "[test] every notebook runs"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/nbdev-test --n-workers $(CORES) --do-print --timing
-	@echo "[test] pytest"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest --ignore tests/test_repo.py
+	@echo "[test] pytest"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n $(CORES) --ignore tests/test_repo.py
 
 export: setup ## notebooks -> vggflow/ and README.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export && $(MAKE) -s readme

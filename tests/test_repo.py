@@ -54,7 +54,7 @@ def test_notebook_is_clean(nb):
     if nb.parent.name=='experiments': assert not any(c['outputs'] for c in code), 'templates keep no outputs'
     assert nb.stat().st_size<250_000, 'over 250 KB'
     long = [len(''.join(c['source']).splitlines()) for c in code]
-    assert max(long, default=0)<=45, f'a code cell of {max(long)} lines'
+    assert max(long, default=0)<=30, f'a code cell of {max(long)} lines'
 
 def test_export_leaves_no_difference(tmp_path):
     for f in ('nbs','vggflow'): shutil.copytree(ROOT/f, tmp_path/f, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))

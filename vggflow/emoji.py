@@ -8,7 +8,7 @@ __all__ = ['CURE', 'VENDORS', 'EDGES', 'RANGES', 'prompts', 'heldout_prompts', '
            'EmojiT5Encoder', 'conv_block', 'EmojiProbe', 'utility', 'EmojiReward', 'judged_utility', 'ClipFeatures',
            'load_flow', 'load_probe', 'load_clip', 'emoji_aesthetic', 'load_reward']
 
-# %% ../nbs/14_emoji.ipynb #f056598d
+# %% ../nbs/14_emoji.ipynb #b3e586dd
 from .torchvision_cpu import cure; cure()
 import functools, hashlib, json, math, os
 from pathlib import Path
@@ -23,21 +23,21 @@ from .prompts import ANIMALS, SIZES, COLOURS, FORMS, caption, heldout
 from .rewards import get_reward, register_reward
 from .sd3 import SD3Flow, quietly
 
-# %% ../nbs/14_emoji.ipynb #d55e7561
+# %% ../nbs/14_emoji.ipynb #9d7fd962
 def data_dir()->Path: # Folder that holds `emoji/` and `paper/`
     "`VGGFLOW_DATA` if set, else the checkout's data folder, else the package's own"
     here = Path(vggflow.__file__).parent
     if os.environ.get('VGGFLOW_DATA'): return Path(os.environ['VGGFLOW_DATA'])
     return here.parent/'data' if (here.parent/'data/emoji').exists() else here/'data'
 
-# %% ../nbs/14_emoji.ipynb #59912343
+# %% ../nbs/14_emoji.ipynb #b12ef3c7
 def sha256(
     path # A file
 )->str: # Hexadecimal digest
     "Checksum of a file"
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../nbs/14_emoji.ipynb #60e4d324
+# %% ../nbs/14_emoji.ipynb #1af5d0aa
 CURE = 'run `git checkout -- data/emoji` in a checkout, or reinstall vggflow'
 
 @functools.lru_cache
@@ -57,10 +57,10 @@ def asset(
     "The place of an artifact, verified once per process; raises `FileNotFoundError` or `ValueError`"
     return _verified(data_dir()/'emoji', name)
 
-# %% ../nbs/14_emoji.ipynb #87ca98f8
+# %% ../nbs/14_emoji.ipynb #e7587657
 VENDORS = ['noto', 'noto-v1', 'twemoji', 'emojione', 'fluent-emoji', 'fluent-emoji-flat']
 
-# %% ../nbs/14_emoji.ipynb #eb7569f2
+# %% ../nbs/14_emoji.ipynb #a2b5faef
 @functools.lru_cache
 def images()->Tensor: # (24, 6, 4, 64, 64): animal, vendor, premultiplied RGBA in [0,1]
     "The master images of all animals by all vendors"
@@ -68,7 +68,7 @@ def images()->Tensor: # (24, 6, 4, 64, 64): animal, vendor, premultiplied RGBA i
     x = raw.permute(0,1,4,2,3).float()/255
     return torch.cat([x[:,:,:3]*x[:,:,3:], x[:,:,3:]], 2)
 
-# %% ../nbs/14_emoji.ipynb #b0255341
+# %% ../nbs/14_emoji.ipynb #99d4eab6
 def sheet(
     x:Tensor, # Images (n,3,H,W), clipped to [0,1]
     columns:int=12, # Images in a row
@@ -81,7 +81,7 @@ def sheet(
     im = Image.fromarray((255*x).round().byte().numpy())
     return im.resize((im.width*zoom, im.height*zoom), Image.NEAREST)
 
-# %% ../nbs/14_emoji.ipynb #4f012ef9
+# %% ../nbs/14_emoji.ipynb #4270332a
 EDGES = torch.tensor([15, 45, 70, 165, 255, 300, 345])/360 # upper hue of each colour in COLOURS, red wraps around
 
 def colour_of(
@@ -99,7 +99,7 @@ def pastel(
     k = (torch.tensor([5.,3.,1.]) + 6*hue[:,None]) % 6
     return val[:,None]*(1 - sat[:,None]*torch.minimum(k, 4-k).clamp(0,1))
 
-# %% ../nbs/14_emoji.ipynb #d15aca2c
+# %% ../nbs/14_emoji.ipynb #4137bbe0
 RANGES = dict(hue=(0,1), sat=(.15,.5), val=(.88,1.), scale=(.7,1.), angle=(-12,12), dx=(-.08,.08), dy=(-.08,.08))
 
 def draw_factors(
@@ -112,7 +112,7 @@ def draw_factors(
     ints = dict(animal=len(ANIMALS), vendor=len(VENDORS), flip=2)
     return SimpleNamespace(**f, **{k: (r()*m).long().clamp(max=m-1) for k,m in ints.items()})
 
-# %% ../nbs/14_emoji.ipynb #c32fb703
+# %% ../nbs/14_emoji.ipynb #691a2158
 def render(
     f, # Factors as from `draw_factors`
     size:int=32 # Side in pixels, a divisor of 64
@@ -126,7 +126,7 @@ def render(
     x = F.avg_pool2d(x, 64//size)
     return (x[:,:3] + (1-x[:,3:])*pastel(f.hue, f.sat, f.val)[:,:,None,None]).clamp(0,1)
 
-# %% ../nbs/14_emoji.ipynb #47dba81b
+# %% ../nbs/14_emoji.ipynb #95279f92
 def size_of(
     scale:Tensor # Share of the canvas
 )->list: # A word of `SIZES`, or nothing
@@ -146,32 +146,12 @@ def captions_of(
         out.append(caption(a, s, c, form))
     return out
 
-# %% ../nbs/14_emoji.ipynb #b9e8051e
-def size_of(
-    scale:Tensor # Share of the canvas
-)->list: # A word of `SIZES`, or nothing
-    "Emoji below 0.78 of the canvas are small, above 0.92 big"
-    return ['small' if s < .78 else 'big' if s > .92 else '' for s in scale.tolist()]
-
-def captions_of(
-    f, # Factors as from `draw_factors`
-    rng # `random.Random`
-)->list: # A true prompt of the grammar for each picture
-    "Half of the captions name the animal only, the others its background or its size or both"
-    out = []
-    for a,c,s in zip(f.animal.tolist(), colour_of(f.hue).tolist(), size_of(f.scale)):
-        u,form = rng.random(), rng.randrange(len(FORMS)); a,c = ANIMALS[a],COLOURS[c]
-        c = c if u < .4 and not heldout(a,c) else ''
-        s = s if u < .12 or .4 < u < .55 else ''
-        out.append(caption(a, s, c, form))
-    return out
-
-# %% ../nbs/14_emoji.ipynb #407b8124
+# %% ../nbs/14_emoji.ipynb #e5073198
 prompts = [caption(a) for a in ANIMALS]
 from .prompts import all_captions as _all
 heldout_prompts = _all(held=True)
 
-# %% ../nbs/14_emoji.ipynb #dd889203
+# %% ../nbs/14_emoji.ipynb #994b43ae
 class EmojiCodec(ModelMixin, ConfigMixin):
     "Images (B,3,32,32) in [-1,1] to latents (B,16,8,8) and back; overlapping 12-pixel filters, a small nonlinear part each way"
     __module__ = 'vggflow' # the name under which a pipeline folder finds the class
@@ -193,7 +173,7 @@ class EmojiCodec(ModelMixin, ConfigMixin):
         x = self.dec_lin(z) + self.dec(z)
         return SimpleNamespace(sample=x) if return_dict else (x,)
 
-# %% ../nbs/14_emoji.ipynb #5e889e66
+# %% ../nbs/14_emoji.ipynb #05ef8408
 class EmojiT5Encoder(T5EncoderModel):
     "A T5 encoder that reads `config.read_tokens` tokens and returns `config.max_tokens`, whatever length the pipeline pads to"
     __module__ = 'vggflow'
@@ -202,7 +182,7 @@ class EmojiT5Encoder(T5EncoderModel):
         out = super().forward(input_ids=ids, attention_mask=(ids != self.config.pad_token_id).long(), **kw)
         return (out[0][:, :self.config.max_tokens],)
 
-# %% ../nbs/14_emoji.ipynb #0d15c92f
+# %% ../nbs/14_emoji.ipynb #c95ed3ef
 def conv_block(
     i:int, # Channels in
     o:int, # Channels out
@@ -212,7 +192,7 @@ def conv_block(
     "Convolution, normalisation, SiLU"
     return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.GroupNorm(8, o) if norm else nn.Identity(), nn.SiLU())
 
-# %% ../nbs/14_emoji.ipynb #832aaad9
+# %% ../nbs/14_emoji.ipynb #e9e189c2
 class EmojiProbe(ModelMixin, ConfigMixin):
     "Reads animal, vendor and background hue of an image"
     @register_to_config
@@ -233,7 +213,7 @@ class EmojiProbe(ModelMixin, ConfigMixin):
         o = self(x)
         return SimpleNamespace(animal=o.animal.argmax(1), vendor=o.vendor.argmax(1), hue=torch.atan2(o.hue[:,1], o.hue[:,0])/(2*math.pi) % 1)
 
-# %% ../nbs/14_emoji.ipynb #df3bb2a9
+# %% ../nbs/14_emoji.ipynb #f9d0d189
 STYLE = torch.tensor([.3, -.9, .5, -.6, 1.3, -.1]) # taste in vendors, in the order of VENDORS
 
 def utility(
@@ -245,7 +225,7 @@ def utility(
     style = STYLE[vendor] if vendor.dim() == 1 else vendor@STYLE
     return .8*style + .7*(2*math.pi*(hue-.08)).cos() + 4*(sat-.325)
 
-# %% ../nbs/14_emoji.ipynb #e72a31e0
+# %% ../nbs/14_emoji.ipynb #6505de13
 class EmojiReward(ModelMixin, ConfigMixin):
     "A small convolutional score, learned from comparisons; in units of its spread on the base model"
     @register_to_config
@@ -260,7 +240,7 @@ class EmojiReward(ModelMixin, ConfigMixin):
         "Score in z-units: 0 is the base model's mean, 1 its standard deviation; the prompts do not matter"
         return (self.score(images.float())-self.config.loc)/self.config.scale
 
-# %% ../nbs/14_emoji.ipynb #c0ad8095
+# %% ../nbs/14_emoji.ipynb #c7cd923e
 @torch.no_grad()
 def judged_utility(
     x:Tensor, # Images (B,3,32,32) in [0,1]
@@ -272,7 +252,7 @@ def judged_utility(
     sat = 1 - edge.min(1).values/edge.max(1).values.clamp(min=1e-3)
     return utility(o.vendor.softmax(1), torch.atan2(o.hue[:,1], o.hue[:,0])/(2*math.pi) % 1, sat)
 
-# %% ../nbs/14_emoji.ipynb #566db3bd
+# %% ../nbs/14_emoji.ipynb #3edfac98
 class ClipFeatures(nn.Module):
     "The image tower of the CLIP whose text tower the base model reads with"
     def __init__(self, folder):
@@ -287,7 +267,7 @@ class ClipFeatures(nn.Module):
         ids = self.tokenizer(prompts, padding='max_length', max_length=self.tokenizer.model_max_length, truncation=True, return_tensors='pt').input_ids
         return (self(images)*F.normalize(self.model.get_text_features(ids).pooler_output, dim=-1)).sum(1)
 
-# %% ../nbs/14_emoji.ipynb #25561325
+# %% ../nbs/14_emoji.ipynb #fce22424
 def load_flow(
     guidance_scale:float=1., # Classifier-free guidance
     lora_rank:int=8, # Rank of the adapter
@@ -307,7 +287,7 @@ def load_clip()->ClipFeatures:
     "Image and text features"
     with quietly(): return ClipFeatures(asset('clip'))
 
-# %% ../nbs/14_emoji.ipynb #519acc2f
+# %% ../nbs/14_emoji.ipynb #f9559cec
 @register_reward('emoji-aesthetic')
 def emoji_aesthetic()->EmojiReward:
     "The learned taste, in z-units of the base model"

@@ -6,7 +6,7 @@
 __all__ = ['FinetuneConfig', 'run_record', 'differences', 'claim_folder', 'write_atomic', 'History', 'read_rows', 'Progress',
            'draw_batch', 'learning_rate_factor', 'train_step', 'make_optimizer', 'finetune']
 
-# %% ../nbs/05_finetune.ipynb #a0763c11
+# %% ../nbs/05_finetune.ipynb #91ecef2f
 import json, math, time, warnings
 from dataclasses import dataclass, field, asdict, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from .methods import Method, Batch
 from .checkpoint import (save_checkpoint, load_checkpoint, checkpoints, optimizer_tensors, load_optimizer_tensors,
                                 rng_tensors, load_rng_tensors)
 
-# %% ../nbs/05_finetune.ipynb #8b49aeb3
+# %% ../nbs/05_finetune.ipynb #d3440896
 @dataclass
 class FinetuneConfig:
     "Settings of the loop; the paper's values where a default is not the paper's stand in brackets"
@@ -41,7 +41,7 @@ class FinetuneConfig:
         if self.schedule not in ('constant','cosine'):
             raise ValueError(f"FinetuneConfig: unknown schedule {self.schedule!r}: use 'constant' or 'cosine'")
 
-# %% ../nbs/05_finetune.ipynb #d4043b4f
+# %% ../nbs/05_finetune.ipynb #d7edd4ad
 _may_change = {'updates','save_every','eval_every'}   # a resumed run may go further, save and look more often
 
 def run_record(flow, method, config, prompts=None)->dict:
@@ -52,7 +52,7 @@ def run_record(flow, method, config, prompts=None)->dict:
                 flow=dict(name=type(flow).__name__, **describe), prompts=list(prompts) if prompts else None,
                 versions=dict(vggflow=vggflow.__version__, torch=torch.__version__))
 
-# %% ../nbs/05_finetune.ipynb #866cf123
+# %% ../nbs/05_finetune.ipynb #48a138f3
 def differences(a, b, path='')->list:
     "Leaves at which two nested records differ, as 'name: a ≠ b'"
     if isinstance(a, dict) and isinstance(b, dict):
@@ -80,7 +80,7 @@ def write_atomic(path:Path, text:str):
     "Write a file whole or not at all"
     tmp = path.with_name(path.name+'.tmp'); tmp.write_text(text); tmp.replace(path)
 
-# %% ../nbs/05_finetune.ipynb #7f3278d9
+# %% ../nbs/05_finetune.ipynb #9cec0521
 @dataclass
 class History:
     "Rows of a run: one for each update, one for each evaluation"
@@ -102,6 +102,7 @@ class History:
             write_atomic(path, ''.join(json.dumps(r)+'\n' for r in rows))
             setattr(self, 'rows' if kind=='metrics' else 'evals', rows)
 
+# %% ../nbs/05_finetune.ipynb #faa69f62
 def read_rows(
     path # A .jsonl file of a run directory
 )->list: # Rows; a last line torn by a kill is left out
@@ -112,7 +113,7 @@ def read_rows(
         except json.JSONDecodeError: break
     return rows
 
-# %% ../nbs/05_finetune.ipynb #837fa09e
+# %% ../nbs/05_finetune.ipynb #27ef93e8
 class Progress:
     "Shows updates done: a tqdm bar (True), plain lines every few seconds ('plain') or nothing (False)"
     def __init__(self, show, total:int, start:int=0):
@@ -132,7 +133,7 @@ class Progress:
         "Leave the display tidy"
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/05_finetune.ipynb #01303eeb
+# %% ../nbs/05_finetune.ipynb #c4303eb3
 def draw_batch(
     flow:FlowModel, # The flow
     config:FinetuneConfig, # Settings
@@ -148,7 +149,7 @@ def learning_rate_factor(config:FinetuneConfig, update:int)->float:
     "Share of the learning rate in force at `update` (from 0)"
     return 1. if config.schedule=='constant' else .5*(1+math.cos(math.pi*update/config.updates))
 
-# %% ../nbs/05_finetune.ipynb #6c4a2ebe
+# %% ../nbs/05_finetune.ipynb #bf154af6
 def train_step(flow, reward, method, config, opt, batch, update:int)->dict:
     "One optimiser step; returns the row to log, raises `FloatingPointError` before a bad step is taken"
     t0 = time.time()
@@ -162,14 +163,14 @@ def train_step(flow, reward, method, config, opt, batch, update:int)->dict:
     return dict(update=update+1, loss=loss.item(), **logs, grad_norm=norms[0].item(), lr=opt.param_groups[0]['lr'],
                 seconds=round(time.time()-t0, 4))
 
-# %% ../nbs/05_finetune.ipynb #994faa70
+# %% ../nbs/05_finetune.ipynb #83c41d00
 def make_optimizer(flow, method, config):
     "AdamW over the flow's and the method's parameters"
     groups = method.parameter_groups(flow, config.lr)
     if not groups[0]['params']: raise ValueError('the flow has no trainable parameters: give it a LoRA or a residual network')
     return torch.optim.AdamW([dict(g, base_lr=g['lr']) for g in groups], betas=(.9,.999), weight_decay=config.weight_decay)
 
-# %% ../nbs/05_finetune.ipynb #603c5f09
+# %% ../nbs/05_finetune.ipynb #521e095c
 class _Run:
     "State of one call of `finetune`"
     def __init__(self, flow, reward, method, config, out, prompts, evaluate):
@@ -187,7 +188,7 @@ class _Run:
             load_optimizer_tensors(self.opt, parts['optimizer']); load_rng_tensors(self.generator, parts['rng'])
         self.history.rewind(self.update)
 
-# %% ../nbs/05_finetune.ipynb #b9148f70
+# %% ../nbs/05_finetune.ipynb #716423b3
 @patch
 def save(self:_Run):
     "Write a checkpoint"
@@ -203,7 +204,7 @@ def look(self:_Run, last=False):
     with torch.random.fork_rng(), torch.no_grad(): row = self.evaluate(self.flow, self.update)
     self.history.append('eval', dict(update=self.update, **row))
 
-# %% ../nbs/05_finetune.ipynb #767e2700
+# %% ../nbs/05_finetune.ipynb #6344d2a4
 def finetune(
     flow:FlowModel, # The flow; its trainable parameters are changed in place
     reward, # Callable (images, prompts) -> (B,), differentiable in images
