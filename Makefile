@@ -6,6 +6,7 @@ PROFILE    ?= quick
 CORES      ?= 2
 EXPERIMENT ?= convergence
 PIP_FLAGS  ?=
+LAB_FLAGS  ?=
 BIN        := .venv/bin
 STAMP      := .venv/.setup-stamp
 PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar off $(PIP_FLAGS) -c constraints.txt
@@ -16,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
-	@echo "  variables: PROFILE=smoke|quick|paper ($(PROFILE))  CORES=n ($(CORES))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'"
+	@echo "  variables: PROFILE=smoke|quick|paper ($(PROFILE))  CORES=n ($(CORES))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'  LAB_FLAGS='--no-browser --allow-root'"
 
 setup: $(STAMP) ## make .venv, install the package and register its notebook kernel
 
@@ -50,4 +51,4 @@ clean-notebooks: setup ## remove execution counts and stray metadata from the no
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean
 
 lab: setup ## JupyterLab on the notebooks with the project's kernel
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir nbs --MultiKernelManager.default_kernel_name=vggflow
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir nbs --MultiKernelManager.default_kernel_name=vggflow $(LAB_FLAGS)
