@@ -69,6 +69,14 @@ def test_another_runs_folder_is_refused_untouched(tmp_path, kw, name):
     assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
 
 
+def test_another_reward_is_another_run(tmp_path):
+    run(tmp_path)
+    def other(x, prompts=None): return -x.sum(-1)
+    torch.manual_seed(0); flow = GaussianFlow([0., 0.], .6)
+    with pytest.raises(ValueError, match="holds another run.*reward: 'linear' ≠"):
+        finetune(flow, other, VGGFlow(), FinetuneConfig(updates=6, batch_size=4, save_every=2), out=tmp_path, progress=False)
+
+
 def test_no_resume_never_overwrites(tmp_path):
     torch.manual_seed(0); flow = GaussianFlow([0.], .6)
     finetune(flow, linear, ReFL(), FinetuneConfig(updates=1), out=tmp_path, progress=False)

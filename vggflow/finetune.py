@@ -44,12 +44,13 @@ class FinetuneConfig:
 # %% ../nbs/05_finetune.ipynb #d7edd4ad
 _may_change = {'updates','save_every','eval_every'}   # a resumed run may go further, save and look more often
 
-def run_record(flow, method, config, prompts=None)->dict:
-    "What identifies a run: the settings of loop, method and flow, and its prompts"
+def run_record(flow, reward, method, config, prompts=None)->dict:
+    "What identifies a run: the settings of loop, method and flow, the reward's name, and the prompts"
     import vggflow
     describe = getattr(flow, 'describe', lambda: {})()
     return dict(config=asdict(config), method=dict(name=type(method).__name__, **method.hyper),
-                flow=dict(name=type(flow).__name__, **describe), prompts=list(prompts) if prompts else None,
+                flow=dict(name=type(flow).__name__, **describe),
+                reward=getattr(reward, '__qualname__', type(reward).__name__), prompts=list(prompts) if prompts else None,
                 versions=dict(vggflow=vggflow.__version__, torch=torch.__version__))
 
 # %% ../nbs/05_finetune.ipynb #48a138f3
@@ -173,8 +174,8 @@ def make_optimizer(flow, method, config):
 # %% ../nbs/05_finetune.ipynb #521e095c
 class _Run:
     "State of one call of `finetune`"
-    def __init__(self, flow, reward, method, config, out, prompts, evaluate):
-        self.flow,self.reward,self.method,self.config,self.prompts,self.evaluate = flow,reward,method,config,prompts,evaluate
+    def __init__(self, flow, reward, method, config, out, evaluate):
+        self.flow,self.method,self.config,self.evaluate = flow,method,config,evaluate
         torch.manual_seed(config.seed); self.generator = torch.Generator().manual_seed(config.seed)
         method.setup(flow, reward)
         self.opt,self.history,self.update = make_optimizer(flow, method, config),History(out=out),0
@@ -197,10 +198,11 @@ def save(self:_Run):
                         optimizer=optimizer_tensors(self.opt), rng=rng_tensors(self.generator))
 
 @patch
-def look(self:_Run, last=False):
+def look(self:_Run):
     "Evaluate where it is due and not done yet, without disturbing the run's random numbers"
     every,done = self.config.eval_every,[r['update'] for r in self.history.evals]
-    if not self.evaluate or not every or self.update in done or (self.update%every and not last): return
+    if not self.evaluate or not every or self.update in done: return
+    if self.update%every and self.update<self.config.updates: return
     with torch.random.fork_rng(), torch.no_grad(): row = self.evaluate(self.flow, self.update)
     self.history.append('eval', dict(update=self.update, **row))
 
@@ -218,15 +220,15 @@ def finetune(
 )->History: # Rows of metrics and evaluations
     "Finetune `flow` towards `reward` by `method`; raises `ValueError` where `out` holds another run"
     config,out = config or FinetuneConfig(),Path(out) if out else None
-    if out: claim_folder(out, run_record(flow, method, config, prompts), resume)
-    run = _Run(flow, reward, method, config, out, prompts, evaluate)
+    if out: claim_folder(out, run_record(flow, reward, method, config, prompts), resume)
+    run = _Run(flow, reward, method, config, out, evaluate)
     if out: run.resume()
     bar = Progress(progress, config.updates, run.update)
     run.look()
     while run.update<config.updates:
         row = train_step(flow, reward, method, config, run.opt, draw_batch(flow, config, prompts, run.generator), run.update)
         run.update += 1; run.history.append('metrics', row); bar.update(run.update, row)
-        run.look(last=run.update==config.updates)
+        run.look()
         if run.update%config.save_every==0 or run.update==config.updates: run.save()
     bar.close()
     return run.history
