@@ -9,11 +9,12 @@ PIP_FLAGS  ?=
 LAB_FLAGS  ?=
 BIN        := .venv/bin
 STAMP      := .venv/.setup-stamp
+SITE       := .venv-site
 PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar off $(PIP_FLAGS) -c constraints.txt
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures test export readme lab clean-notebooks
+.PHONY: help setup figures test export readme register site lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
@@ -46,6 +47,18 @@ export: setup ## notebooks -> vggflow/ and README.md
 
 readme: setup ## nbs/index.ipynb -> README.md
 	@$(BIN)/python -m vggflow.experiments readme
+
+register: setup ## run the page of the equations again and print what no cell checks
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/equations.ipynb
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/equations.ipynb && $(BIN)/vggflow equations --missing
+
+site: $(SITE)/.setup-stamp ## the notebooks as web pages, in _site/html (an environment of its own; nothing is executed)
+	@$(SITE)/bin/python site/build.py
+
+$(SITE)/.setup-stamp: site/requirements.txt
+	@echo "[site] making $(SITE)"; $(PYTHON) -m venv --clear $(SITE)
+	@$(SITE)/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar off $(PIP_FLAGS) -r site/requirements.txt | $(COUNT)
+	@touch $@
 
 clean-notebooks: setup ## remove execution counts and stray metadata from the notebooks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean

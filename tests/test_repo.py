@@ -10,8 +10,8 @@ MODULES = sorted(p.stem for p in (ROOT/'vggflow').glob('*.py') if p.stem[0]!='_'
 theory = ['flow','control','value','losses','methods','checkpoint']
 worlds = ['flow','sd3','rewards','prompts','metrics','emoji','torchvision_cpu']
 IMPORTS = dict(flow=[], rewards=[], prompts=[], metrics=[], paper=[], experiments=[], equations=[], checkpoint=[], torchvision_cpu=[],
-    control=['flow'], value=['flow'], losses=['flow','value'], methods=['flow','value','losses'],
-    finetune=['flow','value','losses','methods','checkpoint'], sd3=['flow','torchvision_cpu'],
+    adjoint=['flow'], density=['flow'], diagnostics=[], control=['flow'], value=['flow'], losses=['flow','value'], methods=['flow','value','losses'],
+    finetune=['flow','value','losses','methods','checkpoint','diagnostics'], sd3=['flow','torchvision_cpu'],
     emoji=['flow','sd3','rewards','prompts','metrics','torchvision_cpu'], plots=['paper','experiments','finetune'],
     evaluate=[*theory,*worlds,'experiments'], train=[*theory,*worlds,'finetune','evaluate','experiments'],
     cli=['train','evaluate','plots','experiments','equations'])

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['FinetuneConfig', 'run_record', 'differences', 'claim_folder', 'write_atomic', 'History', 'read_rows', 'Progress',
-           'draw_batch', 'learning_rate_factor', 'train_step', 'make_optimizer', 'finetune']
+           'draw_batch', 'learning_rate_factor', 'Watched', 'train_step', 'make_optimizer', 'finetune']
 
-# %% ../nbs/05_finetune.ipynb #91ecef2f
-import json, math, time, warnings
+# %% ../nbs/05_finetune.ipynb #05222b83
+import contextlib, json, math, time, warnings
 from dataclasses import dataclass, field, asdict, fields
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .flow import FlowModel, time_grid
 from .methods import Method, Batch
+from .diagnostics import Thresholds, diagnose, explain, non_finite, spread, stop_names
 from .checkpoint import (save_checkpoint, load_checkpoint, checkpoints, optimizer_tensors, load_optimizer_tensors,
                                 rng_tensors, load_rng_tensors)
 
@@ -81,27 +82,46 @@ def write_atomic(path:Path, text:str):
     "Write a file whole or not at all"
     tmp = path.with_name(path.name+'.tmp'); tmp.write_text(text); tmp.replace(path)
 
-# %% ../nbs/05_finetune.ipynb #9cec0521
+# %% ../nbs/05_finetune.ipynb #78452e8b
 @dataclass
 class History:
-    "Rows of a run: one for each update, one for each evaluation"
+    "Rows of a run: one for each update, one for each evaluation, one for each failure sign"
     rows:list=field(default_factory=list)
     evals:list=field(default_factory=list)
     out:Path=None
+    flags:list=field(default_factory=list) # dict(update, sign, numbers) where a sign was first seen
+    stopped:dict=None # dict(update, why, numbers) of a run that a sign ended, see `stop_on`
 
     def append(self, kind:str, row:dict):
-        "Add a row to 'metrics' or 'eval', and to its file"
-        (self.rows if kind=='metrics' else self.evals).append(row)
+        "Add a row to 'metrics', 'eval' or 'diagnostics', and to its file"
+        getattr(self, _kinds[kind]).append(row)
         if self.out:
             with open(self.out/f'{kind}.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
 
     def rewind(self, update:int):
         "Forget rows after `update`: they will be made again"
-        for kind in ('metrics','eval'):
+        for kind,name in _kinds.items():
             path = self.out/f'{kind}.jsonl'
             rows = [r for r in read_rows(path) if r['update']<=update]
-            write_atomic(path, ''.join(json.dumps(r)+'\n' for r in rows))
-            setattr(self, 'rows' if kind=='metrics' else 'evals', rows)
+            if path.exists() or kind!='diagnostics': write_atomic(path, ''.join(json.dumps(r)+'\n' for r in rows))
+            setattr(self, name, rows)
+
+_kinds = dict(metrics='rows', eval='evals', diagnostics='flags')
+
+# %% ../nbs/05_finetune.ipynb #f025fe89
+@patch
+def flag(self:History, update:int, sign:str, numbers:dict, warn:bool=True):
+    "Note a failure sign, and warn, the first time that it is seen"
+    if any(f['sign']==sign for f in self.flags): return
+    self.append('diagnostics', dict(update=update, sign=sign, numbers=numbers))
+    if warn: warnings.warn(f'update {update}: {explain(sign, numbers)}', RuntimeWarning)
+
+@patch
+def stop(self:History, update:int, why:str, numbers:dict):
+    "Note that a sign ended the run, in `stopped` and in stopped.json"
+    self.stopped = dict(update=update, why=why, numbers=numbers)
+    if self.out: write_atomic(self.out/'stopped.json', json.dumps(self.stopped))
+    if why!='non-finite': warnings.warn(f'stopped at update {update} by {explain(why, numbers)}; a call with a stop_on without {why!r} goes on', RuntimeWarning)
 
 # %% ../nbs/05_finetune.ipynb #faa69f62
 def read_rows(
@@ -114,7 +134,7 @@ def read_rows(
         except json.JSONDecodeError: break
     return rows
 
-# %% ../nbs/05_finetune.ipynb #27ef93e8
+# %% ../nbs/05_finetune.ipynb #3c348d41
 class Progress:
     "Shows updates done: a tqdm bar (True), plain lines every few seconds ('plain') or nothing (False)"
     def __init__(self, show, total:int, start:int=0):
@@ -125,11 +145,12 @@ class Progress:
             self.bar = tqdm(total=total, initial=start, unit='update')
     def update(self, n:int, row:dict):
         "Report update `n`"
-        if self.bar is not None: self.bar.update(); self.bar.set_postfix(reward=f"{row['reward']:.3g}")
+        reward = math.nan if row['reward'] is None else row['reward']   # None: a skipped update
+        if self.bar is not None: self.bar.update(); self.bar.set_postfix(reward=f"{reward:.3g}")
         now = time.time()
         if self.show=='plain' and (now-self.last>5 or n==self.total):
             self.last = now; each = (now-self.t0)/max(n-self.start, 1); eta = each*(self.total-n)
-            print(f"update {n}/{self.total}, reward {row['reward']:.3g}, {each:.2f} s/update, eta {int(eta//60)}:{int(eta%60):02d}", flush=True)
+            print(f"update {n}/{self.total}, reward {reward:.3g}, {each:.2f} s/update, eta {int(eta//60)}:{int(eta%60):02d}", flush=True)
     def close(self):
         "Leave the display tidy"
         if self.bar is not None: self.bar.close()
@@ -150,19 +171,39 @@ def learning_rate_factor(config:FinetuneConfig, update:int)->float:
     "Share of the learning rate in force at `update` (from 0)"
     return 1. if config.schedule=='constant' else .5*(1+math.cos(math.pi*update/config.updates))
 
-# %% ../nbs/05_finetune.ipynb #bf154af6
+# %% ../nbs/05_finetune.ipynb #7b8d10a7
+class Watched:
+    "A reward that notes the spread of the first samples that it is shown"
+    def __init__(self, reward): self.reward,self.spread = reward,None
+    def __call__(self, x, *args, **kw):
+        if self.spread is None and len(x)>1: self.spread = spread(x)
+        return self.reward(x, *args, **kw)
+    def __getattr__(self, name): return getattr(self.__dict__['reward'], name)   # stands in for the reward
+    def logs(self)->dict:
+        "What is to be logged; nothing for a reward that was not called, or only inside vmap"
+        with contextlib.suppress(RuntimeError): return {} if self.spread is None else dict(spread=float(self.spread))
+        return {}
+
+# %% ../nbs/05_finetune.ipynb #0c6e69e6
 def train_step(flow, reward, method, config, opt, batch, update:int)->dict:
-    "One optimiser step; returns the row to log, raises `FloatingPointError` before a bad step is taken"
-    t0 = time.time()
-    loss,logs = method.loss(flow, reward, batch)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f'update {update+1}: the loss is {loss.item()}; lower lr ({config.lr:g}) or beta, and call again to go on from the last checkpoint')
+    "One optimiser step; returns the row to log, raises `FloatingPointError`, with the row as `.row`, before a bad step is taken"
+    t0,seen = time.time(),Watched(reward)
+    loss,logs = method.loss(flow, seen, batch)
     opt.zero_grad(); loss.backward()
-    norms = [torch.nn.utils.clip_grad_norm_(g['params'], config.grad_clip) for g in opt.param_groups]
+    norms = [torch.nn.utils.clip_grad_norm_(g['params'], config.grad_clip).item() for g in opt.param_groups]
     for g in opt.param_groups: g['lr'] = g['base_lr']*learning_rate_factor(config, update)
+    row = dict(update=update+1, loss=loss.item(), **{**seen.logs(), **logs}, grad_norm=norms[0], lr=opt.param_groups[0]['lr'])
+    bad = non_finite({**row, **{f'grad_norm_{i}':n for i,n in enumerate(norms[1:], 1)}})
+    if bad: raise _bad_step(row, bad, config)
     opt.step()
-    return dict(update=update+1, loss=loss.item(), **logs, grad_norm=norms[0].item(), lr=opt.param_groups[0]['lr'],
-                seconds=round(time.time()-t0, 4))
+    return dict(row, seconds=round(time.time()-t0, 4))
+
+def _bad_step(row, bad, config):
+    "The error that tells of a step not taken"
+    what = ', '.join(f"the {k.replace('_',' ')} is {v}" for k,v in bad.items())
+    e = FloatingPointError(f"update {row['update']}: {what}; lower lr ({config.lr:g}) or beta, and call again to go on from the last checkpoint")
+    e.row,e.bad = {k:None if k in bad else v for k,v in row.items()},bad
+    return e
 
 # %% ../nbs/05_finetune.ipynb #83c41d00
 def make_optimizer(flow, method, config):
@@ -171,25 +212,27 @@ def make_optimizer(flow, method, config):
     if not groups[0]['params']: raise ValueError('the flow has no trainable parameters: give it a LoRA or a residual network')
     return torch.optim.AdamW([dict(g, base_lr=g['lr']) for g in groups], betas=(.9,.999), weight_decay=config.weight_decay)
 
-# %% ../nbs/05_finetune.ipynb #521e095c
+# %% ../nbs/05_finetune.ipynb #5ebf411d
 class _Run:
     "State of one call of `finetune`"
-    def __init__(self, flow, reward, method, config, out, evaluate):
-        self.flow,self.method,self.config,self.evaluate = flow,method,config,evaluate
+    def __init__(self, flow, reward, method, config, out, evaluate, stop_on, thresholds):
+        self.flow,self.reward,self.method,self.config,self.evaluate = flow,reward,method,config,evaluate
+        self.stop_on,self.thresholds,self.was = stop_on,thresholds or Thresholds(),None
         torch.manual_seed(config.seed); self.generator = torch.Generator().manual_seed(config.seed)
         method.setup(flow, reward)
         self.opt,self.history,self.update = make_optimizer(flow, method, config),History(out=out),0
 
     def resume(self):
         "Go on from the last checkpoint of the run directory, if there is one"
-        done = checkpoints(self.history.out/'checkpoints')
+        done,note = checkpoints(self.history.out/'checkpoints'),self.history.out/'stopped.json'
+        if note.exists(): self.was = json.loads(note.read_text())
         if done:
             self.update,parts = load_checkpoint(done[-1])
             self.flow.load_trainable_state(parts['flow']); self.method.load_state_dict(parts['method'])
             load_optimizer_tensors(self.opt, parts['optimizer']); load_rng_tensors(self.generator, parts['rng'])
         self.history.rewind(self.update)
 
-# %% ../nbs/05_finetune.ipynb #716423b3
+# %% ../nbs/05_finetune.ipynb #0c6fa0ca
 @patch
 def save(self:_Run):
     "Write a checkpoint"
@@ -198,15 +241,51 @@ def save(self:_Run):
                         optimizer=optimizer_tensors(self.opt), rng=rng_tensors(self.generator))
 
 @patch
-def look(self:_Run):
-    "Evaluate where it is due and not done yet, without disturbing the run's random numbers"
+def look(self:_Run, last=False):
+    "Evaluate where it is due (or at the `last`) and not done yet, without disturbing the run's random numbers"
     every,done = self.config.eval_every,[r['update'] for r in self.history.evals]
     if not self.evaluate or not every or self.update in done: return
-    if self.update%every and self.update<self.config.updates: return
+    if self.update%every and self.update<self.config.updates and not last: return
     with torch.random.fork_rng(), torch.no_grad(): row = self.evaluate(self.flow, self.update)
     self.history.append('eval', dict(update=self.update, **row))
 
-# %% ../nbs/05_finetune.ipynb #6344d2a4
+# %% ../nbs/05_finetune.ipynb #a6a67c35
+@patch
+def judge(self:_Run)->bool:
+    "Note the failure signs of the present state; True where one of them ends the run"
+    h,found = self.history,diagnose(self.history.rows, self.history.evals, self.thresholds)
+    why = next((s for s in found if s in self.stop_on), None)
+    for s,numbers in found.items(): h.flag(self.update, s, numbers, warn=s!=why)
+    if why:
+        self.look(last=True); self.save(); h.stop(self.update, why, found[why])
+    elif self.was:
+        warnings.warn(f"goes on from update {self.update}; it had been stopped at update {self.was['update']} by {explain(self.was['why'], self.was['numbers'])}", RuntimeWarning)
+        (h.out/'stopped.json').unlink(); self.was = None
+    return bool(why)
+
+# %% ../nbs/05_finetune.ipynb #2bcabb59
+@patch
+def skip(self:_Run, e)->dict:
+    "The row of an update that is skipped, or the error where it ends the run"
+    most,h = self.thresholds.bad_updates,self.history
+    n = 1+next((i for i,r in enumerate(reversed(h.rows)) if not r.get('skipped')), len(h.rows))
+    end = 'non-finite' in self.stop_on or n>=most
+    h.flag(self.update+1, 'non-finite', e.bad, warn=not end)
+    if not end: return dict(e.row, skipped=True)
+    h.stop(self.update+1, 'non-finite', e.bad)
+    raise FloatingPointError(f'{n} updates in a row are not finite; {e}') if n>1 else e
+
+@patch
+def step(self:_Run, prompts):
+    "One update; a bad one ends the run or, where `stop_on` lets it, is skipped"
+    batch = draw_batch(self.flow, self.config, prompts, self.generator)
+    try: row = train_step(self.flow, self.reward, self.method, self.config, self.opt, batch, self.update)
+    except FloatingPointError as e:
+        if not hasattr(e, 'row'): raise
+        row = self.skip(e)
+    self.update += 1; self.history.append('metrics', row)
+
+# %% ../nbs/05_finetune.ipynb #70e43a83
 def finetune(
     flow:FlowModel, # The flow; its trainable parameters are changed in place
     reward, # Callable (images, prompts) -> (B,), differentiable in images
@@ -216,18 +295,19 @@ def finetune(
     resume:bool=True, # Go on with the run that `out` holds, if it is this one
     prompts=None, # Prompts from which each update draws; None for a flow without prompts
     evaluate=None, # Callable (flow, update) -> dict, at update 0, every `eval_every` and at the end
-    progress=True # True: a bar; 'plain': lines; False: nothing
-)->History: # Rows of metrics and evaluations
+    progress=True, # True: a bar; 'plain': lines; False: nothing
+    stop_on=('non-finite',), # Signs that end the run early: 'hacking', 'divergence', 'collapse', 'non-finite' (chapter 27)
+    thresholds:Thresholds=None # Where the lines of those signs are
+)->History: # Rows of metrics and evaluations; `flags` and `stopped` tell of failure signs
     "Finetune `flow` towards `reward` by `method`; raises `ValueError` where `out` holds another run"
-    config,out = config or FinetuneConfig(),Path(out) if out else None
+    config,out,stop_on = config or FinetuneConfig(),Path(out) if out else None,stop_names(stop_on)
     if out: claim_folder(out, run_record(flow, reward, method, config, prompts), resume)
-    run = _Run(flow, reward, method, config, out, evaluate)
+    run = _Run(flow, reward, method, config, out, evaluate, stop_on, thresholds)
     if out: run.resume()
     bar = Progress(progress, config.updates, run.update)
     run.look()
-    while run.update<config.updates:
-        row = train_step(flow, reward, method, config, run.opt, draw_batch(flow, config, prompts, run.generator), run.update)
-        run.update += 1; run.history.append('metrics', row); bar.update(run.update, row)
+    while not run.judge() and run.update<config.updates:
+        run.step(prompts); bar.update(run.update, run.history.rows[-1])
         run.look()
         if run.update%config.save_every==0 or run.update==config.updates: run.save()
     bar.close()

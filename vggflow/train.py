@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['WORLDS', 'World', 'build', 'method_class', 'make_method', 'run', 'make_evaluator']
 
-# %% ../nbs/24_train.ipynb #06759530
+# %% ../nbs/24_train.ipynb #0e07cd89
 import inspect, re
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from .experiments import choose, hold
 from .evaluate import evaluator
+from .diagnostics import stop_names
 from .finetune import FinetuneConfig, finetune
 from .methods import methods
 
@@ -88,7 +89,7 @@ def make_method(
     for k in kw: choose(k, takes, f'option of {name} called')
     return cls(**kw)
 
-# %% ../nbs/24_train.ipynb #13f687ab
+# %% ../nbs/24_train.ipynb #e40d71b6
 def run(
     world:str='emoji', # gaussian, mixture, emoji or sd3
     reward:str='', # Name; empty takes the world's first
@@ -104,15 +105,17 @@ def run(
     resume:bool=True, # Go on from the last checkpoint there
     progress:bool=True, # Show progress
     built:World=None, # A world made before, instead of its name
+    stop_on=('non-finite',), # Failure signs that end the run early: hacking, divergence, collapse, non-finite
     **kw # For `build`: prompts, model, guidance_scale, lora_rank, ...
-): # History, with .rows and .evals
+): # History, with .rows, .evals, .flags and .stopped
     "Finetune one model, from names and numbers"
+    stop_names(stop_on)   # before any work
     w = built or build(world, reward, seed=seed, **kw)
     takes = inspect.signature(method_class(method).__init__).parameters
     m = make_method(method, **({'beta':beta} if beta and 'beta' in takes else {}), **(options or {}))
     ev = make_evaluator(world, w, getattr(m, 'beta', 1.), eval_prompts, images_per_prompt, steps, shift) if eval_every else None
     config = FinetuneConfig(updates=updates, batch_size=batch_size, steps=steps, shift=shift, transitions=transitions, lr=lr, seed=seed, save_every=save_every, eval_every=eval_every)
-    args = dict(out=out or None, resume=resume, prompts=w.prompts, evaluate=ev, progress=progress)
+    args = dict(out=out or None, resume=resume, prompts=w.prompts, evaluate=ev, progress=progress, stop_on=stop_on)
     if not out: return finetune(w.flow, w.reward, m, config, **args)
     with hold(Path(out)/'.training', f'the run in {out}'): history = finetune(w.flow, w.reward, m, config, **args)
     if hasattr(w.flow, 'save_lora'): w.flow.save_lora(Path(out)/'lora')   # what stock diffusers loads
