@@ -2,7 +2,7 @@
 import ast, importlib.util, json, re
 from pathlib import Path
 import pytest
-from vggflow.equations import CORRECTIONS, EQUATIONS, STATEMENTS, VERDICTS, equation_report, equation_table, tagged_cells, unchecked
+from vggflow.equations import CORRECTIONS, EQUATIONS, STATEMENTS, VERDICTS, equation_report, equation_table, read_check, tagged_cells, unchecked
 
 NBS = Path(__file__).parent.parent/'nbs'
 CHAPTERS = sorted(NBS.glob('0*.ipynb'))
@@ -30,19 +30,17 @@ def test_is_checked_with_teeth(item, register):
 def test_every_check_printed_an_error_that_it_allows():
     for tag,chapter,c in tagged_cells(NBS):
         if tag.endswith('-teeth'): continue
-        row = next(o for o in reversed(c['outputs']) if o['output_type']=='stream')
-        last = ''.join(row['text']).rstrip().splitlines()[-1]
-        error,tol = last.split('error ')[1].split(';')[0].split(', allowed ')
-        assert float(error)<=float(tol), f'{chapter}, {tag}: {last}'
+        row = read_check(chapter, c)
+        assert float(row['error'])<=float(row['tol']), f'{chapter}, {tag}: {row}'
 
 def test_a_check_comes_before_its_teeth_and_ends_its_cell():
     seen = {}
     for k,(tag,chapter,c) in enumerate(tagged_cells(NBS)):
         seen.setdefault(tag, k)
-        call = 'noticed' if tag.endswith('-teeth') else 'checked'
-        end = ast.parse(''.join(c['source'])).body[-1]
-        names = {n.func.id for n in ast.walk(end) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        assert call in names, f'{chapter}: the cell tagged {tag} does not end with {call}'
+        body = ast.parse(''.join(c['source'])); last = body.body[-1]
+        calls = lambda tree: {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        if tag.endswith('-teeth'): assert 'noticed' in calls(body), f'{chapter}: the cell tagged {tag} notices nothing'
+        else: assert 'checked' in calls(last), f'{chapter}: the cell tagged {tag} does not end with checked'
     for tag,k in seen.items():
         if tag.endswith('-teeth'): assert seen.get(tag.removesuffix('-teeth'), k)<k, f'{tag} stands before its check'
 

@@ -13,7 +13,7 @@ IMPORTS = dict(flow=[], rewards=[], prompts=[], metrics=[], paper=[], experiment
     adjoint=['flow'], density=['flow'], diagnostics=[], control=['flow'], value=['flow'], losses=['flow','value'], methods=['flow','value','losses'],
     finetune=['flow','value','losses','methods','checkpoint','diagnostics'], sd3=['flow','torchvision_cpu'],
     emoji=['flow','sd3','rewards','prompts','metrics','torchvision_cpu'], plots=['paper','experiments','finetune'],
-    evaluate=[*theory,*worlds,'experiments'], train=[*theory,*worlds,'finetune','evaluate','experiments'],
+    evaluate=[*theory,*worlds,'experiments'], train=[*theory,*worlds,'finetune','evaluate','experiments','diagnostics'],
     cli=['train','evaluate','plots','experiments','equations'])
 
 def bin_env(): return {**os.environ, 'PATH':f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

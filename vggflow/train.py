@@ -89,7 +89,7 @@ def make_method(
     for k in kw: choose(k, takes, f'option of {name} called')
     return cls(**kw)
 
-# %% ../nbs/24_train.ipynb #e40d71b6
+# %% ../nbs/24_train.ipynb #1ddbb0a1
 def run(
     world:str='emoji', # gaussian, mixture, emoji or sd3
     reward:str='', # Name; empty takes the world's first
@@ -109,8 +109,7 @@ def run(
     **kw # For `build`: prompts, model, guidance_scale, lora_rank, ...
 ): # History, with .rows, .evals, .flags and .stopped
     "Finetune one model, from names and numbers"
-    stop_names(stop_on)   # before any work
-    w = built or build(world, reward, seed=seed, **kw)
+    stop_on,w = stop_names(stop_on),built or build(world, reward, seed=seed, **kw)   # names are checked before any work
     takes = inspect.signature(method_class(method).__init__).parameters
     m = make_method(method, **({'beta':beta} if beta and 'beta' in takes else {}), **(options or {}))
     ev = make_evaluator(world, w, getattr(m, 'beta', 1.), eval_prompts, images_per_prompt, steps, shift) if eval_every else None
