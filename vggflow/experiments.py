@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['choose', 'project_root', 'template_path', 'template_parameters', 'check_parameters', 'card_id', 'Card', 'write_text',
            'load_card', 'read_experiments', 'experiment_names', 'cards', 'hold', 'run_notebook', 'read_rows', 'say',
-           'clock', 'progress_line', 'Watch', 'run_card', 'sha256', 'write_csv', 'collect', 'git_commit', 'versions',
-           'make_figures', 'publish', 'draw_figure', 'readme']
+           'clock', 'progress_line', 'Watch', 'run_card', 'sha256', 'write_csv', 'settings', 'varying', 'collect',
+           'git_commit', 'versions', 'make_figures', 'publish', 'draw_figure', 'readme']
 
 # %% ../nbs/20_experiments.ipynb #dd347563
 import ast, contextlib, csv, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, threading, time, tomllib
@@ -295,6 +295,20 @@ def write_csv(
     write_text(path, f.getvalue())
 
 # %% ../nbs/20_experiments.ipynb #7ff3db8c
+def settings(
+    card:Card # One run
+)->dict: # name -> value; the entries of `options` stand beside the others
+    "The parameters of a run, flat"
+    flat = {**card.parameters, **(card.parameters.get('options') or {})}
+    return {k:v for k,v in flat.items() if not isinstance(v, (dict,list)) and k not in _places}
+
+def varying(
+    cs:list # Cards of an experiment
+)->set: # Names; method and seed always
+    "Settings in which runs differ: the columns that a table needs to tell them apart"
+    names = {k for c in cs for k in settings(c)}
+    return {'method','seed'} | {k for k in names if len({settings(c).get(k) for c in cs})>1}
+
 def collect(
     experiment:str, # Name in experiments.toml
     profile:str, # Which profile's runs
@@ -304,12 +318,12 @@ def collect(
     cs = cards(experiment, profile); out = Path(out or project_root()/'data'/'results'/f'{experiment}-{profile}.csv')
     gone = [c for c in cs if not (c.folder/'run.ipynb').exists()]
     if gone: raise FileNotFoundError(f"{len(gone)} of {len(cs)} runs of {experiment} ({profile}) are not finished, first {gone[0].id}; run make figures PROFILE={profile}")
-    vary = ['method','seed'] + [k for k in ('lr','beta') if len({c.parameters.get(k) for c in cs})>1]
+    vary = varying(cs)
     rows,runs = [],[]
     for c in cs:
         evals = read_rows(c.folder/'eval.jsonl'); ms = read_rows(c.folder/'metrics.jsonl')
         if not evals: raise ValueError(f"run {c.id} has no evaluations; delete {c.folder} and call make figures again")
-        rows += [dict(run=c.id, **{k:c.parameters[k] for k in vary if k in c.parameters}, **_rounded(r)) for r in evals]
+        rows += [dict(run=c.id, **{k:v for k,v in settings(c).items() if k in vary}, **_rounded(r)) for r in evals]
         runs.append(dict(id=c.id, parameters=c.parameters, eval_sha256=sha256(c.folder/'eval.jsonl'),
                          seconds_per_update=round(sum(m.get('seconds',0) for m in ms)/max(1,len(ms)), 3)))
     write_csv(out, rows)
