@@ -6,7 +6,7 @@ from vggflow.experiments import cards, read_experiments, template_path
 
 PROFILE = config.get("profile", "quick")
 EXPS = read_experiments()
-NAMES = config["experiments"].split(",") if config.get("experiments") else [e for e in EXPS if e != "profiles" and EXPS[e].get("figures")]
+NAMES = config["experiments"].split(",") if config.get("experiments") else [e for e in EXPS if e != "profiles" and EXPS[e].get("figures") and not EXPS[e].get("study")]
 RUNS = {e: [str(c.save().parent.relative_to(workflow.basedir)) for c in cards(e, PROFILE, EXPS)] for e in NAMES}
 FIGURES = {f: (e, t) for e in NAMES for f, t in EXPS[e].get("figures", {}).items()}
 VGGFLOW = f'"{sys.executable}" -m vggflow.cli'

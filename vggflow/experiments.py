@@ -133,7 +133,7 @@ def read_experiments(
     path = Path(path or project_root()/'experiments.toml')
     try: exps = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as e: raise ValueError(f"{path} is not valid TOML: {e}") from None
-    known = {'about','template','figures','parameters','grid','series', *exps['profiles']}
+    known = {'about','template','figures','parameters','grid','series','study', *exps['profiles']}
     for name,e in exps.items():
         if name!='profiles':
             for k in e: choose(k, known, f"key of experiment {name} called")
@@ -388,7 +388,9 @@ def make_figures(
                  "Mend the cause and call this again: finished runs are kept")
     return rc
 
-def _drawing(exps): return [e for e in experiment_names(exps) if exps[e].get('figures')]
+def _drawing(exps, studies=False):
+    "Experiments that draw; studies only when named"
+    return [e for e in experiment_names(exps) if exps[e].get('figures') and (studies or not exps[e].get('study'))]
 
 # %% ../nbs/20_experiments.ipynb #fe279e6d
 def publish(
@@ -415,7 +417,7 @@ def draw_figure(
 )->Path: # The executed notebook in data/runs/figures/; the figure is in figures/<profile>/
     "Draw one figure from the result table of a profile, without running anything else"
     exps = read_experiments(); choose(profile, exps['profiles'], 'profile')
-    owner = {f:e for e in _drawing(exps) for f in exps[e]['figures']}
+    owner = {f:e for e in _drawing(exps, studies=True) for f in exps[e]['figures']}
     e = owner[choose(figure, owner, 'figure')]; root = project_root()
     table = root/'data'/'results'/f'{e}-{profile}.csv'
     if not table.exists(): raise FileNotFoundError(f"no {table.relative_to(root)}; make it with: make figures PROFILE={profile}")
