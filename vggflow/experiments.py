@@ -309,6 +309,7 @@ def varying(
     names = {k for c in cs for k in settings(c)}
     return {'method','seed'} | {k for k in names if len({settings(c).get(k) for c in cs})>1}
 
+# %% ../nbs/20_experiments.ipynb #fd06d0a9
 def collect(
     experiment:str, # Name in experiments.toml
     profile:str, # Which profile's runs

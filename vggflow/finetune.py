@@ -286,6 +286,7 @@ def step(self:_Run, prompts):
         row = self.skip(e)
     self.update += 1; self.history.append('metrics', row)
 
+# %% ../nbs/05_finetune.ipynb #50f33575
 @patch
 def go(self:_Run, prompts, bar:Progress):
     "Update, look and save until the end, or until a sign stops the run"

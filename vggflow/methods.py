@@ -185,6 +185,7 @@ def parameter_groups(self:VGGFlow, flow, lr):
     for g in groups[1:]: g['lr'] = self.value_lr or lr
     return groups
 
+# %% ../nbs/04_methods.ipynb #fdc0ec88
 @patch
 def loss(self:VGGFlow, flow, reward, batch):
     "Sample, choose transitions, sum the losses of (15)"
