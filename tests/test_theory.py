@@ -2,10 +2,10 @@
 import math
 import pytest, torch
 from torch.func import jvp
-from vggflow.control import gap_closed, open_loop_optimum, control_cost
+from vggflow.control import gap_closed, open_loop_optimum, control_cost, riccati
 from vggflow.finetune import FinetuneConfig, finetune
-from vggflow.flow import GaussianFlow, MixtureFlow, sample, time_grid
-from vggflow.losses import consistency_modes, local_terms, residual_exact, residual_fd
+from vggflow.flow import GaussianFlow, MixtureFlow, Trajectory, sample, time_grid
+from vggflow.losses import consistency_modes, costate_targets, local_terms, residual_exact, residual_fd, trajectory_target
 from vggflow.methods import VGGFlow
 from vggflow.value import ValueGradient
 
@@ -33,7 +33,7 @@ def trained_shift(S, method, seed=0):
 
 @pytest.mark.parametrize('S', [.04, 1.])
 def test_lands_within_one_percent_of_the_exact_shift(S):
-    assert abs(trained_shift(S, VGGFlow(beta=1.), seed=1)/(math.pi/2*math.sqrt(S))-1) < .01
+    assert abs(trained_shift(S, VGGFlow(beta=1., mode='exact'), seed=1)/(math.pi/2*math.sqrt(S))-1) < .01
 
 
 @pytest.mark.parametrize('S', [.04, 1.])
@@ -47,7 +47,37 @@ def test_time_step_off_by_1000_misses(monkeypatch):
         dg = jvp(lambda y, s: value(y, s, cond, factors=factors), (x, t), ((v-beta*g)/1000, torch.ones_like(t)/1000))[1]
         return dg+pulled
     monkeypatch.setitem(consistency_modes, 'wrong-time', wrong)
-    assert abs(trained_shift(.04, VGGFlow(beta=1., mode='wrong-time'))/.3142-1) > .5
+    try: shift = trained_shift(.04, VGGFlow(beta=1., mode='wrong-time'))
+    except FloatingPointError: return   # or it diverges
+    assert abs(shift/.3142-1) > .5
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_default_mode_closes_the_gap_of_the_sampler_on_gaussians(seed):
+    "Default mode against the discrete Riccati recursion, anisotropic in 5 dimensions, quadratic reward"
+    torch.manual_seed(seed); std = torch.tensor([.2, .4, .6, .8, 1.]); flow = GaussianFlow(torch.zeros(5), std)
+    reward = lambda x, p=None: .8*x.sum(-1)-.25*x.pow(2).sum(-1)
+    finetune(flow, reward, VGGFlow(beta=1.), FinetuneConfig(updates=300, batch_size=64, lr=1e-2, schedule='cosine', weight_decay=0., seed=seed), progress=False)
+    x0, times = flow.prior(256), time_grid(20)
+    P, q, o = (torch.as_tensor(a)[0].float() for a in riccati(flow.double(), torch.full((5,), .8).double(), .5, 1., times.double(), discrete=True))
+    least = .5*((x0@P)*x0).sum(1)+x0@q+o
+    assert gap_closed(flow.float(), reward, x0, times, 1., least=least) > .97
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_on_grid_modes_agree_with_the_adjoint_of_the_euler_steps(seed):
+    "costate_targets(mu=1) is the gradient of the reward through the base's Euler steps; mu=0 leans on the next value alone"
+    torch.manual_seed(seed); flow = MixtureFlow(torch.randn(3, 2), .5).double(); times = time_grid(10).double()
+    reward = lambda x, p=None: torch.sin(x).sum(-1); value = ValueGradient(flow, reward, flow.make_correction()).double()
+    torch.nn.init.normal_(value.correction.net[-1].weight, std=.3)
+    x0 = flow.prior(16).requires_grad_(); tr = sample(flow, x0, times, base=True)
+    (by_autograd,) = torch.autograd.grad(-reward(tr.x1).sum(), x0)
+    tr = Trajectory(tr.x.detach(), tr.v.detach(), times)
+    assert (costate_targets(value, tr, mu=1.)[0][0]-by_autograd).abs().max() < 1e-10
+    t = times[:-1, None].expand(10, 16).flatten(); nxt = times[1:, None].expand(10, 16).flatten()
+    v_next = torch.cat([tr.v[1:], 0*tr.v[:1]]).flatten(0, 1)
+    one_step = trajectory_target(value, tr.x[:-1].flatten(0, 1), t, tr.x[1:].flatten(0, 1), nxt, v_next=v_next)[0]
+    assert (costate_targets(value, tr, mu=0.)[0].flatten(0, 1)-one_step).abs().max() < 1e-10
 
 
 def test_printed_differences_miss_where_the_exact_ones_land():
