@@ -17,7 +17,7 @@ VERDICTS = ('holds','holds with a condition','printed form corrected')
 def _size(error)->float:
     "Largest absolute value of a number, a tensor, an array or a SymPy expression"
     if hasattr(error, 'free_symbols') or hasattr(error, 'applyfunc'):   # SymPy
-        flat = list(error) if hasattr(error, '__iter__') else [error]
+        flat = list(error) if hasattr(error, '__getitem__') else [error]   # a SymPy matrix has no __iter__
         return max(abs(float(e)) if not e.free_symbols else float('inf') for e in flat)
     if hasattr(error, 'detach'): error = error.detach().double().abs().max().item()
     return float(max(map(_size, error)) if hasattr(error, '__iter__') else abs(error))
