@@ -306,8 +306,8 @@ def varying(
     cs:list # Cards of an experiment
 )->set: # Names; method and seed always
     "Settings in which runs differ: the columns that a table needs to tell them apart"
-    names = {k for c in cs for k in settings(c)}
-    return {'method','seed'} | {k for k in names if len({settings(c).get(k) for c in cs})>1}
+    flat = [settings(c) for c in cs]
+    return {'method','seed'} | {k for s in flat for k in s if len({s.get(k) for s in flat})>1}
 
 # %% ../nbs/20_experiments.ipynb #fd06d0a9
 def collect(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['consistency_modes', 'trajectory_modes', 'mean_square', 'matching_loss', 'boundary_loss', 'pullback', 'local_terms',
            'residual_exact', 'total_derivative', 'residual_fd', 'residual_printed', 'trajectory_target',
-           'residual_step', 'costate_targets', 'consistency_loss']
+           'costate_targets', 'consistency_loss']
 
 # %% ../nbs/03_losses.ipynb #06dbe11f
+from contextlib import nullcontext
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp
@@ -128,29 +129,13 @@ def trajectory_target(
     t_next:Tensor, # Times t_{k+1}, shape (B,)
     cond=None, # Prompts or None
     factors=None, # Clip factors (B,), the same at both ends of the step
-    v_next:Tensor=None # Stored velocity at (x_{k+1}, t_{k+1})
-)->tuple: # (target of g(x_k, t_k), v_base(x_k, t_k)), both detached
-    "sg[(I + hJ_baseᵀ) g(x_{k+1}, t_{k+1})]: the costate equation over one Euler step"
-    with torch.no_grad(): ahead = value(x_next, t_next, cond, v=v_next, factors=factors)
-    v,pulled = pullback(value.flow, x, t, ahead, cond)
+    v_next:Tensor=None, # Stored velocity at (x_{k+1}, t_{k+1})
+    both_ends:bool=False # Leave the target differentiable in φ through g(x_{k+1}, t_{k+1})
+)->tuple: # (target of g(x_k, t_k), v_base(x_k, t_k)), detached unless `both_ends`
+    "g(x_{k+1}, t_{k+1}) + hJ_baseᵀ sg[g(x_{k+1}, t_{k+1})]: the costate equation over one Euler step"
+    with nullcontext() if both_ends else torch.no_grad(): ahead = value(x_next, t_next, cond, v=v_next, factors=factors)
+    v,pulled = pullback(value.flow, x, t, ahead.detach(), cond)
     return ahead+expand_as(t_next-t, x)*pulled,v
-
-# %% ../nbs/03_losses.ipynb #fd1321f0
-def residual_step(
-    value:ValueGradient, # The value gradient
-    x:Tensor, # States x_k, shape (B, ...)
-    t:Tensor, # Times t_k, shape (B,)
-    x_next:Tensor, # States x_{k+1} of the same trajectories
-    t_next:Tensor, # Times t_{k+1}, shape (B,)
-    cond=None, # Prompts or None
-    factors=None, # Clip factors (B,), the same at both ends of the step
-    v:Tensor=None, # Stored velocity at (x_k, t_k)
-    v_next:Tensor=None # Stored velocity at (x_{k+1}, t_{k+1})
-)->tuple: # (residual, differentiable in φ at both ends; v_base(x_k, t_k)), shape of `x`
-    "g(x_k, t_k) − g(x_{k+1}, t_{k+1}) − hJ_baseᵀ sg[g(x_{k+1}, t_{k+1})]: the costate equation over one Euler step"
-    here,ahead = value(x, t, cond, v=v, factors=factors),value(x_next, t_next, cond, v=v_next, factors=factors)
-    base,pulled = pullback(value.flow, x, t, ahead.detach(), cond)
-    return here-ahead-expand_as(t_next-t, x)*pulled,base
 
 # %% ../nbs/03_losses.ipynb #a2d69bba
 def costate_targets(
@@ -174,7 +159,7 @@ def costate_targets(
 
 # %% ../nbs/03_losses.ipynb #50bfc211
 consistency_modes = {'exact': residual_exact, 'exact-jittered': residual_exact, 'finite-difference': residual_fd, 'paper': residual_printed}
-trajectory_modes = ('residual','trajectory')   # these need the next state, see `residual_step` and `costate_targets`
+trajectory_modes = ('residual','trajectory')   # these need the next state, see `trajectory_target` and `costate_targets`
 
 def consistency_loss(
     value:ValueGradient, # The value gradient
@@ -187,6 +172,6 @@ def consistency_loss(
     **kwargs # Passed on, for example `eps`
 )->Tensor: # Scalar
     "E‖∂_t g + [∇g]ᵀ(v_base − βg) + [∇v_base]ᵀg‖² (12); raises `ValueError` for an unknown mode"
-    if mode in trajectory_modes: raise ValueError(f'consistency mode {mode!r} works on whole trajectories: use VGGFlow(mode={mode!r}), residual_step or costate_targets')
+    if mode in trajectory_modes: raise ValueError(f'consistency mode {mode!r} works on whole trajectories: use VGGFlow(mode={mode!r}), trajectory_target or costate_targets')
     if mode not in consistency_modes: raise ValueError(f'unknown consistency mode {mode!r}: use one of {list(consistency_modes)}')
     return mean_square(consistency_modes[mode](value, x, t, beta, cond, factors, **kwargs))
