@@ -4,7 +4,7 @@ SHELL      := /bin/bash
 PYTHON     ?= python3
 PROFILE    ?= quick
 CORES      ?= 2
-EXPERIMENT ?= convergence
+FIGURES    ?=
 PIP_FLAGS  ?=
 LAB_FLAGS  ?=
 BIN        := .venv/bin
@@ -14,11 +14,11 @@ PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures test export readme register site lab clean-notebooks
+.PHONY: help setup figures redraw status test export readme register site lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
-	@echo "  variables: PROFILE=smoke|quick|paper ($(PROFILE))  CORES=n ($(CORES))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'  LAB_FLAGS='--no-browser --allow-root'"
+	@echo "  variables: PROFILE=smoke|quick|paper|sd3 ($(PROFILE))  FIGURES='5 table1 ...' (all)  CORES=n ($(CORES))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'  LAB_FLAGS='--no-browser --allow-root'"
 
 setup: $(STAMP) ## make .venv, install the package and register its notebook kernel
 
@@ -34,7 +34,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP) && echo "[setup] done"
 
 figures: setup ## run the experiments of PROFILE and draw the figures (resumes where it was stopped)
-	@$(BIN)/vggflow figures --profile $(PROFILE) --cores $(CORES)
+	@$(BIN)/vggflow figures $(FIGURES) --profile $(PROFILE) --cores $(CORES)
+
+redraw: setup ## draw the figures from the committed tables; runs nothing
+	@$(BIN)/vggflow figures $(FIGURES) --redraw --cores $(CORES)
+
+status: setup ## what of PROFILE is done, running, missing or out of date, and the time left
+	@$(BIN)/vggflow status --profile $(PROFILE) --cores $(CORES)
 
 test: setup ## everything CI checks: export in step, every notebook runs, tests pass
 	@echo "[test] repository: export and README in step, notebooks clean, imports in order"

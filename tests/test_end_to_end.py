@@ -1,11 +1,15 @@
 "The main job, small: the emoji pipeline is aligned by VGG-Flow, and stock diffusers loads what comes out."
-import json
-import pytest, torch
+import json, subprocess, sys, time
+from pathlib import Path
+import psutil, pytest, torch
 from diffusers import StableDiffusion3Pipeline
+from vggflow import experiments as E, status
 from vggflow.emoji import asset, load_flow, load_reward, prompts
 from vggflow.evaluate import draw
 from vggflow.finetune import FinetuneConfig, finetune
 from vggflow.methods import ReFL, VGGFlow
+
+ROOT = Path(__file__).parent.parent
 
 
 def warm(images, prompts):
@@ -63,3 +67,53 @@ def test_every_method_steps_with_guidance(method):
     config = FinetuneConfig(updates=2, batch_size=2, steps=4, transitions=2)
     rows = finetune(flow, warm, method, config, prompts=prompts, progress=False).rows
     assert all(torch.isfinite(torch.tensor(r['loss'])) and r['grad_norm'] > 0 for r in rows)
+
+
+# --- a run that is killed
+
+KILLED = '''
+[profiles]
+smoke = "a"
+[kill]
+template = "finetune"
+parameters = {world = "gaussian", reward = "quadratic", beta = 1.0, updates = 240, batch_size = 64, save_every = 10, eval_every = 60, options = {mode = "exact"}}
+'''
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    "A checkout with one card of the real template"
+    (tmp_path/'experiments.toml').write_text(KILLED); (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs'/'experiments').symlink_to(ROOT/'nbs'/'experiments')
+    monkeypatch.setenv('VGGFLOW_ROOT', str(tmp_path))
+    card, = E.cards('kill', 'smoke'); card.save()
+    return card
+
+
+def start(card):
+    "The run as Snakemake starts it"
+    return subprocess.Popen([sys.executable, '-m', 'vggflow.cli', 'run', str(card.folder/'card.json')], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def until(p, card, update):
+    "Wait for a checkpoint after an update; the process must be alive"
+    while not any(int(f.name)>update for f in (card.folder/'checkpoints').glob('[0-9]*')):
+        assert p.poll() is None, p.communicate()[0]
+        time.sleep(.02)
+    return len(E.read_rows(card.folder/'metrics.jsonl'))
+
+
+def test_sigkill_of_a_kernel_and_of_a_run(killed):
+    p = start(killed); at = until(p, killed, 10)
+    for k in psutil.Process(p.pid).children(recursive=True): k.kill()
+    text = p.communicate(timeout=60)[0]
+    assert p.returncode == 2 and 'died' in text and not (killed.folder/'run.ipynb').exists(), text
+    assert status.run_status(killed).state == 'cut off'
+    p = start(killed); at2 = until(p, killed, at+20)
+    p.kill(); text = p.communicate()[0]
+    assert 'resumes after update' in text and at2 < 240
+    p = start(killed); text = p.communicate(timeout=120)[0]
+    assert p.returncode == 0 and 'resumes after update' in text, text
+    rows, evals = (E.read_rows(killed.folder/f) for f in ('metrics.jsonl', 'eval.jsonl'))
+    assert [r['update'] for r in rows] == list(range(1, 241)) and [e['update'] for e in evals] == [0, 60, 120, 180, 240]
+    was = (killed.folder/'run.ipynb').stat().st_mtime_ns
+    assert start(killed).wait() == 0 and (killed.folder/'run.ipynb').stat().st_mtime_ns == was   # a finished run is let be

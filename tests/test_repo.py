@@ -10,11 +10,11 @@ MODULES = sorted(p.stem for p in (ROOT/'vggflow').glob('*.py') if p.stem[0]!='_'
 theory = ['flow','control','value','losses','methods','checkpoint']
 worlds = ['flow','sd3','rewards','prompts','metrics','emoji','torchvision_cpu']
 IMPORTS = dict(flow=[], rewards=[], prompts=[], metrics=[], paper=[], experiments=[], equations=[], checkpoint=[], torchvision_cpu=[],
-    adjoint=['flow'], density=['flow'], diagnostics=[], control=['flow'], value=['flow'], losses=['flow','value'], methods=['flow','value','losses'],
+    adjoint=['flow'], density=['flow'], diagnostics=[], control=['flow'], value=['flow'], losses=['flow','value','adjoint'], methods=['flow','value','losses','adjoint'],
     finetune=['flow','value','losses','methods','checkpoint','diagnostics'], sd3=['flow','torchvision_cpu'],
-    emoji=['flow','sd3','rewards','prompts','metrics','torchvision_cpu'], plots=['paper','experiments','finetune'],
+    emoji=['flow','sd3','rewards','prompts','metrics','torchvision_cpu'], plots=['paper','experiments','finetune'], claims=['plots','paper','experiments'], status=['experiments'],
     evaluate=[*theory,*worlds,'experiments'], train=[*theory,*worlds,'finetune','evaluate','experiments','diagnostics'],
-    cli=['train','evaluate','plots','experiments','equations'])
+    cli=['train','evaluate','plots','experiments','equations','status','claims'])
 
 def bin_env(): return {**os.environ, 'PATH':f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -99,11 +99,12 @@ def test_emoji_world_is_small():
     assert sum(f.stat().st_size for f in (ROOT/'data'/'emoji').rglob('*') if f.is_file())<25e6
 
 def test_experiments_file_is_whole():
-    from vggflow.experiments import cards, experiment_names, read_experiments
+    from vggflow.experiments import cards, experiment_names, has_profile, read_experiments
     exps = read_experiments()
     for e in experiment_names(exps):
         for p in exps['profiles']:
+            if not has_profile(exps[e], p): continue
             ids = [c.id for c in cards(e, p, exps)]
             assert ids and len(set(ids))==len(ids)
-    paper = cards('convergence', 'paper', exps)
+    paper = cards('aesthetic', 'paper', exps)
     assert {c.parameters['seed'] for c in paper}=={0,1,2} and {c.parameters['updates'] for c in paper}=={400}

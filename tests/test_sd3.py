@@ -1,9 +1,11 @@
 "The adapter for Stable Diffusion 3, on the emoji pipeline and on a random one with other settings"
-import pytest, torch
+import math, pytest, torch
 from diffusers import StableDiffusion3Pipeline, SD3Transformer2DModel
 import vggflow
-from vggflow.emoji import asset, load_flow
+from vggflow.emoji import asset, load_flow, load_reward
+from vggflow.finetune import FinetuneConfig, finetune
 from vggflow.flow import sample, time_grid
+from vggflow.methods import VGGFlow
 from vggflow.sd3 import SD3Flow, quietly, soft_clamp
 
 COND = ['a cat', 'an owl', 'a fish on a blue background']
@@ -115,3 +117,18 @@ def test_other_shapes_and_half_precision():
     v = f.velocity(x, torch.tensor([.2,.8]), ['a cat','a dog']); assert v.dtype == torch.float32
     assert f.decode(x).dtype == torch.float32 and f.decode(x).shape == (2,3,64,64)
     v.square().sum().backward(); assert any(p.grad is not None and p.grad.abs().max() > 0 for p in f.trainable_parameters())
+
+@pytest.mark.parametrize('options', [dict(mode=m) for m in ('residual','trajectory','exact','exact-jittered','finite-difference','paper')]+[dict(mode='trajectory', mu=.9), dict(correction=False)], ids=str)
+def test_every_mode_in_half_precision_with_guidance(options):
+    "A bfloat16 model, float32 adapter, states and losses, guidance on: two updates move the adapter and ν, and leave the base alone"
+    f = load_flow(dtype=torch.bfloat16, guidance_scale=2., lora_rank=2); method = VGGFlow(beta=10., clip=.8, **options)
+    x,t = f.prior(2, generator=torch.Generator().manual_seed(0)),torch.tensor([.3,.7])
+    with torch.no_grad(): base = f.base_velocity(x, t, COND[:2])
+    before = {k: p.clone() for k,p in f.trainable_state().items()}
+    h = finetune(f, load_reward(), method, FinetuneConfig(updates=2, batch_size=2, steps=4, transitions=2, lr=1e-3, seed=0), prompts=COND, progress=False)
+    assert all(math.isfinite(v) for r in h.rows for v in r.values() if isinstance(v, float))
+    after = f.trainable_state(); assert all(p.dtype==torch.float32 for p in after.values()) and any(not torch.equal(p, before[k]) for k,p in after.items())
+    with torch.no_grad(): assert torch.equal(base, f.base_velocity(x, t, COND[:2])) and not torch.equal(base, f.velocity(x, t, COND[:2]))
+    if method.learn:
+        with torch.no_grad(): g = method.value.nu(x, t, COND[:2], base, torch.zeros_like(x))
+        assert h.rows[-1]['consistency']>0 and g.dtype==torch.float32 and g.abs().max()>0

@@ -151,3 +151,8 @@ def test_every_mode_closes_the_gap_on_a_gaussian(mode):
     finetune(flow, linear, VGGFlow(beta=1., mode=mode), CFG, progress=False)
     x0 = flow.prior(200)
     assert gap_closed(flow, linear, x0, time_grid(20), 1.) > .97
+
+def test_residual_takes_one_time_for_the_whole_batch():
+    "A time expanded over the batch shares its memory; a dual number does not allow that"
+    flow = MixtureFlow([[1.,0.],[-1.,0.]], .3); value = ValueGradient(flow, lambda x,p=None: x.sum(1), flow.make_correction()); x = flow.prior(4)
+    assert torch.equal(residual_exact(value, x, torch.tensor(.5).expand(4), 1.), residual_exact(value, x, torch.full((4,), .5), 1.))

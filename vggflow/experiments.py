@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['choose', 'project_root', 'template_path', 'template_parameters', 'check_parameters', 'card_id', 'Card', 'write_text',
-           'load_card', 'read_experiments', 'experiment_names', 'cards', 'hold', 'run_notebook', 'read_rows', 'say',
-           'clock', 'progress_line', 'Watch', 'run_card', 'sha256', 'write_csv', 'settings', 'varying', 'collect',
-           'git_commit', 'versions', 'make_figures', 'publish', 'draw_figure', 'readme']
+           'load_card', 'read_experiments', 'experiment_names', 'cards', 'has_profile', 'read_prompts', 'Figure',
+           'figures_of', 'figure_name', 'figure_arguments', 'code_sha256', 'hold', 'run_notebook', 'read_rows', 'say',
+           'clock', 'progress_line', 'Watch', 'run_card', 'sha256', 'write_csv', 'settings', 'varying', 'table_path',
+           'table_record', 'finished', 'tabled', 'collect', 'copy_file', 'chosen_sheets', 'bundle_samples',
+           'table_state', 'git_commit', 'versions', 'draw_figure', 'figure_state', 'Plan', 'make_plan', 'make_figures',
+           'publish', 'redraw', 'redrawn_profile', 'readme']
 
 # %% ../nbs/20_experiments.ipynb #dd347563
 import ast, contextlib, csv, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, threading, time, tomllib
@@ -38,7 +41,7 @@ def project_root()->Path: # Raises FileNotFoundError outside a checkout
         if (d/'experiments.toml').is_file(): return d.resolve()
     raise FileNotFoundError(f"no experiments.toml in {here} or above; run this inside a clone of the repository")
 
-# %% ../nbs/20_experiments.ipynb #fdfa6176
+# %% ../nbs/20_experiments.ipynb #f9609a35
 def template_path(
     template:str # Name of a template, without folder and ending
 )->Path: # Raises ValueError for an unknown name
@@ -50,10 +53,15 @@ def template_parameters(
     path # Notebook
 )->dict: # name -> dict(type, default, help); raises ValueError if the notebook declares nothing
     "What a notebook declares in its cell tagged `parameters`"
-    from papermill import inspect_notebook
-    ps = {k:dict(type=p['inferred_type_name'], default=ast.literal_eval(p['default']), help=p['help'])
-          for k,p in inspect_notebook(str(path)).items()}
-    if ps: return ps
+    cells = json.loads(Path(path).read_text())['cells']; res = {}
+    source = next((''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])), '')
+    lines = [l.encode() for l in source.splitlines()]
+    for a in ast.parse(source).body:
+        if not isinstance(a, (ast.Assign, ast.AnnAssign)): continue
+        name = (a.target if isinstance(a, ast.AnnAssign) else a.targets[0]).id
+        note = lines[a.end_lineno-1][a.end_col_offset:].decode().strip()
+        res[name] = dict(type=ast.unparse(a.annotation) if isinstance(a, ast.AnnAssign) else 'None', default=ast.literal_eval(a.value), help=note.lstrip('# '))
+    if res: return res
     raise ValueError(f"{path} declares no parameters; give one cell the tag 'parameters' (nbdev-clean must keep it)")
 
 # %% ../nbs/20_experiments.ipynb #057440ef
@@ -74,15 +82,16 @@ def check_parameters(
         res[k] = float(v) if t=='float' else v
     return res
 
-# %% ../nbs/20_experiments.ipynb #6477478a
+# %% ../nbs/20_experiments.ipynb #c945739e
 _places = ('out', 'progress')  # parameters without influence on results
+_later = dict(perceptual='efficientnet', clip='')  # parameters that a template got later, with the value that runs had before
 
 def card_id(
     template:str, # Name of the template
     parameters:dict # All its parameters
 )->str: # e.g. "vgg-flow-s0-1f3a9c2b7e"
     "Readable prefix and content hash of a run"
-    ps = {k:v for k,v in parameters.items() if k not in _places}
+    ps = {k:v for k,v in parameters.items() if k not in _places and (k not in _later or v!=_later[k])}
     digest = hashlib.sha256(json.dumps([template, ps], sort_keys=True).encode()).hexdigest()[:10]
     name = re.sub('[^a-z0-9]+', '-', str(ps.get('method', template)).lower()).strip('-')
     return f"{name}-s{ps['seed']}-{digest}" if 'seed' in ps else f"{name}-{digest}"
@@ -125,41 +134,123 @@ def load_card(
     try: return Card(**json.loads(Path(path).read_text()))
     except (json.JSONDecodeError, TypeError) as e: raise ValueError(f"{path} is not a run card ({e}); delete it and call make figures again") from None
 
-# %% ../nbs/20_experiments.ipynb #33ccaa93
+# %% ../nbs/20_experiments.ipynb #ccddadaf
+_keys = {'about','template','figures','parameters','grid','series','study','like','folder','samples'}
+
 def read_experiments(
     path=None # The file; the checkout's own by default
-)->dict: # With the keys `profiles` and one per experiment
+)->dict: # With the keys `profiles` and one per experiment, `like` resolved; raises a one-line ValueError
     "Read experiments.toml"
     path = Path(path or project_root()/'experiments.toml')
     try: exps = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as e: raise ValueError(f"{path} is not valid TOML: {e}") from None
-    known = {'about','template','figures','parameters','grid','series','study', *exps['profiles']}
-    for name,e in exps.items():
-        if name!='profiles':
-            for k in e: choose(k, known, f"key of experiment {name} called")
-    return exps
+    for name in experiment_names(exps):
+        for k in exps[name]: choose(k, _keys|set(exps['profiles']), f"key of experiment {name} called")
+    return {name:e if name=='profiles' else _inherit(name, exps) for name,e in exps.items()}
 
 def experiment_names(exps=None): return [k for k in (exps or read_experiments()) if k!='profiles']
 
-# %% ../nbs/20_experiments.ipynb #362de865
+def _over(a, b):
+    "Table `b` over table `a`, and so on inside"
+    return {**a, **{k:_over(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}}
+
+def _inherit(name, exps):
+    "An experiment, and what it takes from the one that it is `like`"
+    e = exps[name]
+    if 'like' not in e: return e
+    old = exps[choose(e['like'], experiment_names(exps), 'experiment')]
+    if 'like' in old: raise ValueError(f"experiment {name} is like {e['like']}, which is like {old['like']}; write like = {old['like']!r}")
+    return _over({k:v for k,v in old.items() if k not in ('about','figures','study')}, {k:v for k,v in e.items() if k!='like'})
+
+# %% ../nbs/20_experiments.ipynb #88e2d143
 def cards(
     experiment:str, # Name in experiments.toml
-    profile:str='quick', # smoke, quick or paper
+    profile:str='quick', # smoke, quick, paper or sd3
     exps:dict=None # From `read_experiments`; the checkout's own by default
 )->list: # Cards in the order of series and grid; raises a one-line ValueError
     "All runs of an experiment"
     exps = exps or read_experiments()
     e = exps[choose(experiment, experiment_names(exps), 'experiment')]
-    over = dict(e.get(choose(profile, exps['profiles'], 'profile'), {}))
-    grid = {**e.get('grid', {}), **over.pop('grid', {})}
+    if not has_profile(e, choose(profile, exps['profiles'], 'profile')): raise ValueError(f"experiment {experiment} has no profile {profile!r}")
+    over = dict(e.get(profile, {}))
+    grid,series = {**e.get('grid', {}), **over.pop('grid', {})},over.pop('series', e.get('series', [{}]))
     declared = template_parameters(template_path(e['template']))
     base = {**{k:p['default'] for k,p in declared.items()}, **e.get('parameters', {}), **over}
-    res = []
-    for s in e.get('series', [{}]):
+    folder,res = choose(e.get('folder', experiment), experiment_names(exps), 'experiment'),[]
+    for s in series:
         for values in product(*grid.values()):
             ps = check_parameters({**base, **s, **dict(zip(grid, values))}, declared, e['template'])
-            res.append(Card(experiment, e['template'], {k:v for k,v in ps.items() if k not in _places}))
+            res.append(Card(folder, e['template'], {k:v for k,v in ps.items() if k not in _places}))
     return res
+
+def has_profile(e, profile):
+    "Whether an experiment may run with a profile: Stable Diffusion 3 needs settings of its own"
+    return profile!='sd3' or profile in e
+
+# %% ../nbs/20_experiments.ipynb #9ba26083
+def read_prompts(
+    prompts:list # Prompts, and names of files as '@name'
+)->list: # Prompts; raises FileNotFoundError for a file that is not there
+    "Replace '@name' by the lines of data/prompts/name"
+    res = []
+    for p in prompts:
+        f = project_root()/'data'/'prompts'/p[1:]
+        if not p.startswith('@'): res.append(p); continue
+        if not f.is_file(): raise FileNotFoundError(f"no prompts in {f}; write them there, one a line")
+        res += [l.strip() for l in f.read_text().splitlines() if l.strip()]
+    return res
+
+# %% ../nbs/20_experiments.ipynb #464e8cb1
+@dataclass(frozen=True)
+class Figure:
+    "What is drawn, by which template, from whose tables"
+    name:str # E.g. fig05
+    experiment:str # Which one lists it
+    template:str # Name of the notebook that draws it
+    needs:tuple # Experiments whose tables are read
+    parameters:dict # Further parameters of the template
+
+def figures_of(
+    exps:dict=None # From `read_experiments`
+)->dict: # Name -> Figure; raises a one-line ValueError
+    "Every figure of experiments.toml"
+    exps = exps or read_experiments(); res = {}
+    for e in experiment_names(exps):
+        for f,entry in exps[e].get('figures', {}).items():
+            entry = dict(template=entry) if isinstance(entry, str) else dict(entry)
+            if f in res: raise ValueError(f"figure {f} is listed by {res[f].experiment} and by {e}; keep one")
+            if 'template' not in entry: raise ValueError(f"figure {f} of experiment {e} has no template")
+            needs = tuple(choose(n, experiment_names(exps), 'experiment') for n in entry.pop('needs', [e]))
+            res[f] = Figure(f, e, entry.pop('template'), needs, entry)
+    return res
+
+# %% ../nbs/20_experiments.ipynb #cd9eed5e
+def figure_name(
+    text:str, # E.g. 5, fig5, fig05, table1, nu
+    known # Names of figures
+)->str: # Raises a one-line ValueError for an unknown name
+    "A figure by name or number"
+    m = re.fullmatch('(?:fig)?0*([0-9]+)', str(text).lower())
+    return choose(f'fig{int(m[1]):02}' if m else str(text), known, 'figure')
+
+# %% ../nbs/20_experiments.ipynb #118581a2
+def figure_arguments(
+    fig:Figure, # From `figures_of`
+    profile:str # Whose results
+)->dict: # For `run_notebook`; raises a one-line ValueError for a parameter that the template does not declare
+    "What a figure passes to its template"
+    declared = template_parameters(template_path(fig.template))
+    given = dict(figure=fig.name, experiment=fig.experiment, needs=list(fig.needs))
+    return check_parameters({**{k:v for k,v in given.items() if k in declared}, **fig.parameters, 'profile':profile,
+                             'out':str(project_root()/'figures'/profile)}, declared, fig.template)
+
+# %% ../nbs/20_experiments.ipynb #21e4cc8c
+def code_sha256(
+    notebook # Path
+)->str: # Hexadecimal; prose, outputs and metadata do not count
+    "Checksum of a notebook's code"
+    cells = json.loads(Path(notebook).read_text())['cells']
+    return hashlib.sha256('\0'.join(''.join(c['source']) for c in cells if c['cell_type']=='code').encode()).hexdigest()
 
 # %% ../nbs/20_experiments.ipynb #a77eac1f
 @contextlib.contextmanager
@@ -177,7 +268,7 @@ def hold(
                 fcntl.flock(f, fcntl.LOCK_EX)
         yield f
 
-# %% ../nbs/20_experiments.ipynb #8d0e4e3d
+# %% ../nbs/20_experiments.ipynb #1bdefc34
 def run_notebook(
     template, # Path of the notebook
     out, # Where the executed notebook goes
@@ -190,7 +281,7 @@ def run_notebook(
     running,failed = out.with_suffix('.running.ipynb'),out.with_suffix('.failed.ipynb')
     out.parent.mkdir(parents=True, exist_ok=True)
     try: pm.execute_notebook(template, running, given, kernel_name=_kernel(), progress_bar=False, cwd=template.parent,
-                             extra_arguments=['--IPKernelApp.log_level=40'])
+                             extra_arguments=['--IPKernelApp.log_level=50'])
     except pm.PapermillExecutionError as e:
         os.replace(running, failed)
         raise RuntimeError(f"{template.stem} failed: {e.ename}: {str(e.evalue).strip().splitlines()[0] if e.evalue else ''} (see {failed})") from None
@@ -309,30 +400,144 @@ def varying(
     flat = [settings(c) for c in cs]
     return {'method','seed'} | {k for s in flat for k in s if len({s.get(k) for s in flat})>1}
 
-# %% ../nbs/20_experiments.ipynb #fd06d0a9
+# %% ../nbs/20_experiments.ipynb #7f630a96
+def table_path(
+    experiment:str, # Name in experiments.toml
+    profile:str # Whose runs
+)->Path: # A .csv; its record stands beside it as .json
+    "Where a result table is"
+    return project_root()/'data'/'results'/f'{experiment}-{profile}.csv'
+
+def table_record(
+    table # Path of a .csv
+)->dict: # Empty if there is no table, or one that is not the record's
+    "The record of a table"
+    table = Path(table); f = table.with_suffix('.json')
+    if not (table.exists() and f.exists()): return {}
+    with contextlib.suppress(json.JSONDecodeError):
+        rec = json.loads(f.read_text())
+        if rec.get('table_sha256')==sha256(table): return rec
+    return {}
+
+def finished(card)->bool: return (card.folder/'run.ipynb').exists()
+
+# %% ../nbs/20_experiments.ipynb #d266d8ce
+def tabled(
+    experiment:str, # Name in experiments.toml
+    profile:str, # Whose table is looked at first
+    exps:dict=None # From `read_experiments`
+)->dict: # Run id -> (rows, record of the run, table)
+    "Runs that result tables hold: the experiment's own, and those of experiments and profiles that share its runs"
+    exps = exps or read_experiments(); home = lambda e: exps[e].get('folder', e); res = {}
+    sharing = sorted((e for e in experiment_names(exps) if home(e)==home(experiment)), key=lambda e: e!=experiment)
+    for e,p in product(sharing, sorted(exps['profiles'], key=lambda p: p!=profile)):
+        t = table_path(e, p); rec = table_record(t)
+        if not rec: continue
+        named = {'run', *(k for r in rec['runs'] for k in settings(Card(e, '', r['parameters'])))}
+        by = {}
+        with t.open() as f:
+            for r in csv.DictReader(f): by.setdefault(r['run'], []).append({k:v for k,v in r.items() if k not in named and v!=''})
+        for r in rec['runs']:
+            if r['id'] in by: res.setdefault(r['id'], (by[r['id']], {'commit':rec['commit'], **r}, t))
+    return res
+
+# %% ../nbs/20_experiments.ipynb #4cbfbe45
+def _from_run(c):
+    "Rows and record of a finished run"
+    f = c.folder/'eval.jsonl'; evals,ms = read_rows(f),read_rows(c.folder/'metrics.jsonl')
+    if not evals: raise ValueError(f"run {c.id} has no evaluations; delete {c.folder} and call make figures again")
+    return [_rounded(r) for r in evals],dict(id=c.id, parameters=c.parameters, eval_sha256=sha256(f), commit=git_commit(),
+        seconds_per_update=round(sum(m.get('seconds') or 0 for m in ms)/max(1,len(ms)), 3))
+
+def _rounded(r): return {k:float(f'{v:.6g}') if isinstance(v, float) else v for k,v in r.items()}
+
+def _parts(experiment, profile, fresh=False):
+    "(card, rows, record) of every run that is finished here or kept, and ids of the others"
+    cs = cards(experiment, profile); old = {} if fresh else tabled(experiment, profile)
+    have = {c.id:_from_run(c) if finished(c) else old[c.id][:2] for c in cs if finished(c) or c.id in old}
+    return [(c, *have[c.id]) for c in cs if c.id in have],[c.id for c in cs if c.id not in have]
+
+# %% ../nbs/20_experiments.ipynb #ba47ab96
 def collect(
     experiment:str, # Name in experiments.toml
     profile:str, # Which profile's runs
-    out=None # The .csv to write; data/results/<experiment>-<profile>.csv by default
+    out=None, # The .csv to write; data/results/<experiment>-<profile>.csv by default
+    partial:bool=False, # Make do with the runs that are finished
+    fresh:bool=False # Keep no rows of runs that are not here
 )->Path: # The table; its record stands beside it as .json
     "Join the evaluations of all runs of an experiment"
-    cs = cards(experiment, profile); out = Path(out or project_root()/'data'/'results'/f'{experiment}-{profile}.csv')
-    gone = [c for c in cs if not (c.folder/'run.ipynb').exists()]
-    if gone: raise FileNotFoundError(f"{len(gone)} of {len(cs)} runs of {experiment} ({profile}) are not finished, first {gone[0].id}; run make figures PROFILE={profile}")
-    vary = varying(cs)
-    rows,runs = [],[]
-    for c in cs:
-        evals = read_rows(c.folder/'eval.jsonl'); ms = read_rows(c.folder/'metrics.jsonl')
-        if not evals: raise ValueError(f"run {c.id} has no evaluations; delete {c.folder} and call make figures again")
-        rows += [dict(run=c.id, **{k:v for k,v in settings(c).items() if k in vary}, **_rounded(r)) for r in evals]
-        runs.append(dict(id=c.id, parameters=c.parameters, eval_sha256=sha256(c.folder/'eval.jsonl'),
-                         seconds_per_update=round(sum(m.get('seconds',0) for m in ms)/max(1,len(ms)), 3)))
+    parts,missing = _parts(experiment, profile, fresh); out = Path(out or table_path(experiment, profile))
+    if missing and not (partial and parts): raise FileNotFoundError(f"{len(missing)} of {len(parts)+len(missing)} runs of {experiment} ({profile}) "
+        f"are not finished, first {missing[0]}; " + ("none is: there is nothing to collect" if partial else f"run make figures PROFILE={profile}, or collect with --partial"))
+    vary = varying([c for c,_,_ in parts])
+    rows = [dict(run=c.id, **{k:v for k,v in settings(c).items() if k in vary}, **r) for c,rs,_ in parts for r in rs]
+    bundle_samples(experiment, [c for c,_,_ in parts], out)
     write_csv(out, rows)
     write_text(out.with_suffix('.json'), json.dumps(dict(experiment=experiment, profile=profile, table_sha256=sha256(out),
-               runs=runs, versions=versions(), commit=git_commit()), indent=1))
+        runs=[r for _,_,r in parts], missing=missing, versions=versions(), commit=git_commit()), indent=1))
     return out
 
-def _rounded(r): return {k:float(f'{v:.6g}') if isinstance(v, float) else v for k,v in r.items()}
+# %% ../nbs/20_experiments.ipynb #7c864086
+def copy_file(
+    a, # From
+    b # To
+):
+    "Copy a file in one step"
+    b = Path(b); b.parent.mkdir(parents=True, exist_ok=True); tmp = b.with_name(f'.{b.name}.{os.getpid()}.{threading.get_ident()}')
+    shutil.copyfile(a, tmp); os.replace(tmp, b)
+
+def chosen_sheets(
+    updates:int, # Updates of the run
+    there # Updates of which there is a sheet
+)->list: # Increasing
+    "The sheets nearest to 0, 1/4, 1/2, 3/4 and all of the updates"
+    return sorted({min(there, key=lambda u: (abs(u-updates*k/4), u)) for k in range(5)}) if there else []
+
+# %% ../nbs/20_experiments.ipynb #fd8211b2
+def bundle_samples(
+    experiment:str, # Name in experiments.toml
+    cs:list, # Cards of the table
+    out # The table
+):
+    "Copy sample sheets of the first seed beside the table, with a record; those of runs that are not here stay"
+    if read_experiments()[experiment].get('samples')==False: return
+    folder = Path(out).with_name(f'{Path(out).stem}-samples'); record = folder.with_name(f'{folder.name}.json')
+    old = json.loads(record.read_text()) if record.exists() else {}
+    first = min((c.parameters.get('seed', 0) for c in cs), default=0); sheets,prompts = {},old.get('prompts')
+    for c in [c for c in cs if c.parameters.get('seed', 0)==first]:
+        if not finished(c): sheets[c.id] = old.get('sheets', {}).get(c.id); continue
+        there = {int(f.stem):f for f in (c.folder/'samples').glob('*.png')}
+        sheets[c.id] = {str(u):_bundle(there[u], folder/f'{c.id}-{u:05}.png') for u in chosen_sheets(c.parameters.get('updates', 0), there)}
+        prompts = _json(c.folder/'samples'/'prompts.json') or prompts
+    sheets = {k:v for k,v in sheets.items() if v}
+    for f in folder.glob('*.png'):
+        if str(int(f.stem[-5:])) not in sheets.get(f.stem[:-6], {}): f.unlink()
+    if sheets: write_text(record, json.dumps(dict(experiment=experiment, seed=first, prompts=prompts, sheets=sheets), indent=1, ensure_ascii=False))
+
+def _bundle(sheet, to):
+    "Copy a sheet; what its run wrote beside it, and its checksum"
+    copy_file(sheet, to)
+    return dict(_json(sheet.with_suffix('.json')) or {}, sha256=sha256(to))
+
+def _json(f): return json.loads(f.read_text()) if f.exists() else None
+
+# %% ../nbs/20_experiments.ipynb #1bd4d6ab
+def table_state(
+    experiment:str, # Name in experiments.toml
+    profile:str, # Whose table
+    exps:dict=None # From `read_experiments`
+)->str: # Empty if it is up to date; otherwise why not
+    "Whether a result table is there and holds what its experiment asks for"
+    t = table_path(experiment, profile); cs = cards(experiment, profile, exps)
+    if not t.exists(): return 'missing'
+    rec = table_record(t)
+    if not rec: return 'does not match its record'
+    runs,ids = {r['id']:r for r in rec['runs']},{c.id for c in cs}
+    if not ids & runs.keys(): return 'made by other settings'
+    if set(rec.get('missing', [])) & ids: return f"partial: {len(ids-runs.keys())} runs missing"
+    if ids!=runs.keys(): return f"other settings: {len(ids-runs.keys())} runs missing, {len(runs.keys()-ids)} not asked for"
+    newer = [c.id for c in cs if finished(c) and (c.folder/'eval.jsonl').exists() and sha256(c.folder/'eval.jsonl')!=runs[c.id]['eval_sha256']]
+    return f"older than run {newer[0]}" if newer else ''
 
 # %% ../nbs/20_experiments.ipynb #109f7026
 def git_commit()->str: # "unknown" outside a git checkout
@@ -354,6 +559,79 @@ def versions(
         with contextlib.suppress(PackageNotFoundError): res[n] = version(n)
     return res
 
+# %% ../nbs/20_experiments.ipynb #5716c091
+def draw_figure(
+    figure:str, # E.g. fig05, or 5
+    profile:str='paper' # Whose results
+)->Path: # The executed notebook in data/runs/figures/; the figure is in figures/<profile>/
+    "Draw one figure from the result tables of a profile, without running anything else"
+    exps = read_experiments(); choose(profile, exps['profiles'], 'profile')
+    figs = figures_of(exps); fig = figs[figure_name(figure, figs)]; root = project_root()
+    tables = [table_path(e, profile) for e in fig.needs]
+    for t in tables:
+        if not t.exists(): raise FileNotFoundError(f"no {t.relative_to(root)}; make it with: vggflow figures {fig.name} --profile {profile}")
+    args = figure_arguments(fig, profile); out = root/'data'/'runs'/'figures'/f'{fig.name}-{profile}.ipynb'
+    say(f"[{fig.experiment}] drawing {fig.name} from {', '.join(str(t.relative_to(root)) for t in tables)}")
+    with hold(out.with_suffix('.lock'), f'{fig.name} ({profile})'):
+        run_notebook(template_path(fig.template), out, args)
+        _stamp(fig, profile, args)
+    return out
+
+def _stamp(fig, profile, args):
+    "Say in a figure's record which template drew it, with what, and which runs its tables lack"
+    f = project_root()/'figures'/profile/f'{fig.name}.json'
+    if not f.exists(): raise FileNotFoundError(f"template {fig.template} wrote no figures/{profile}/{fig.name}.json; it must save under the name in its parameter `figure`")
+    missing = {e:m for e in fig.needs if (m := table_record(table_path(e, profile)).get('missing'))}
+    write_text(f, json.dumps({**json.loads(f.read_text()), 'template':fig.template, 'template_sha256':code_sha256(template_path(fig.template)),
+        'arguments':{k:v for k,v in args.items() if k!='out'}, **(dict(missing_runs=missing) if missing else {})}, indent=1)+'\n')
+
+# %% ../nbs/20_experiments.ipynb #26ce3cc1
+def figure_state(
+    fig:Figure, # From `figures_of`
+    profile:str, # Whose results
+    folder=None # Where the figure is; figures/<profile> by default
+)->str: # Empty if it is up to date; otherwise why not
+    "Whether a figure is there and shows its tables"
+    root = project_root(); f = Path(folder or root/'figures'/profile)/f'{fig.name}.json'
+    if not all(f.with_suffix(end).exists() for end in ('.json','.png','.pdf')): return 'missing'
+    try: rec = json.loads(f.read_text())
+    except json.JSONDecodeError: return 'record broken'
+    for d in rec['data'].values():
+        if '/' not in d['file']: continue   # came with the package, from outside the checkout
+        if not (root/d['file']).exists(): return f"{Path(d['file']).name} is gone"
+        if sha256(root/d['file'])!=d['sha256']: return f"{Path(d['file']).name} has changed"
+    if not {table_path(e, profile).name for e in fig.needs} <= {Path(d['file']).name for d in rec['data'].values()}: return 'drawn from other tables'
+    if 'template_sha256' not in rec: return 'its record names no template'
+    if rec['template_sha256']!=code_sha256(template_path(fig.template)): return 'template changed'
+    return '' if rec['arguments']=={k:v for k,v in figure_arguments(fig, profile).items() if k!='out'} else 'parameters changed'
+
+# %% ../nbs/20_experiments.ipynb #086c3bab
+@dataclass(frozen=True)
+class Plan:
+    "What is to be made"
+    profile:str
+    figures:dict # Name -> Figure
+    cards:dict # Experiment -> all its cards
+    kept:dict # Experiment -> ids that only a table holds
+    def todo(self, experiment): return [c for c in self.cards[experiment] if c.id not in self.kept[experiment]]
+
+def make_plan(
+    profile:str='quick', # smoke, quick, paper or sd3
+    figures:list=None, # Names; by default those of all experiments that are not studies
+    experiments:list=None, # Names of experiments whose figures and tables are wanted
+    fresh:bool=False # Keep nothing from tables
+)->Plan: # Raises a one-line ValueError for an unknown name
+    "What a profile, figures and experiments ask for"
+    exps = read_experiments(); choose(profile, exps['profiles'], 'profile'); figs = figures_of(exps)
+    more = [choose(e, experiment_names(exps), 'experiment') for e in experiments or []]
+    names = [figure_name(f, figs) for f in figures or []]+[n for n,f in figs.items() if f.experiment in more]
+    if not figures and not experiments: names = [n for n,f in figs.items() if not exps[f.experiment].get('study')]
+    wanted = {n:figs[n] for n in dict.fromkeys(names)}
+    cs = {e:cards(e, profile, exps) for e in dict.fromkeys([*(e for f in wanted.values() for e in f.needs), *more])}
+    kept = {e:set() if fresh else {c.id for c in v if not finished(c)} & tabled(e, profile, exps).keys() for e,v in cs.items()}
+    for f in wanted.values(): figure_arguments(f, profile)   # a bad parameter is refused before anything runs
+    return Plan(profile, wanted, cs, kept)
+
 # %% ../nbs/20_experiments.ipynb #b8aaacb1
 _chatter = re.compile('Assuming unrestricted|Building DAG|Using shell|Select jobs|Execute \\d+ jobs|Complete log|Elapsed time|Nothing to be done|RuleException|'
     'CalledProcessError|Command |Exiting because|WorkflowError|At least one job|Shutting down|\\[IPKernelApp\\]|$')
@@ -365,35 +643,44 @@ def _quietly(cmd):
         if not _chatter.match(line.strip()): print(line, end='', file=sys.stderr, flush=True)
     return p.wait()
 
-# %% ../nbs/20_experiments.ipynb #fec03130
+# %% ../nbs/20_experiments.ipynb #bad0b10f
 def make_figures(
-    profile:str='quick', # smoke, quick or paper
-    cores:int=2, # Runs at once; each uses one thread
-    experiments:list=None, # Names; by default those that draw a figure
+    profile:str='quick', # smoke, quick, paper or sd3
+    cores:int=2, # Runs at once; each uses one thread. With an executor: jobs at once
+    figures:list=None, # Names, e.g. 5, fig05, table1; by default all but the studies'
+    experiments:list=None, # Names of experiments, for their figures and tables
+    fresh:bool=False, # Run again what only a committed table holds
+    executor:str=None, # E.g. slurm: any executor plugin of Snakemake
     extra:list=() # Further arguments for Snakemake
 )->int: # Exit status
     "Run what is missing and draw the figures of a profile"
-    root = project_root(); exps = read_experiments(); choose(profile, exps['profiles'], 'profile')
-    names = [choose(e, experiment_names(exps), 'experiment') for e in experiments or _drawing(exps)]
-    todo = {e:cards(e, profile, exps) for e in names}
-    for e,cs in todo.items():
-        n = sum((c.folder/'run.ipynb').exists() for c in cs)
-        say(f"[{e}] profile {profile}: {len(cs)} runs, {n} finished before, {cores} at once")
-    cmd = [sys.executable, '-m', 'snakemake', '--snakefile', str(root/'Snakefile'), '--directory', str(root)]
+    root = project_root(); plan = make_plan(profile, figures, experiments, fresh)
+    for e,cs in plan.cards.items(): _announce(plan, e, cores)
+    many = ['--executor', executor, '--jobs', str(cores)] if executor else ['--cores', str(cores)]
+    cmd = [sys.executable, '-m', 'snakemake', '--snakefile', str(root/'Snakefile'), '--directory', str(root), *many, '--nolock', '--ignore-incomplete',
+           '--rerun-triggers', 'mtime', 'input', '--keep-going', '--nocolor', '--quiet', 'rules', 'host', 'progress', 'reason']
+    config = ['--config', f'profile={profile}', f"figures={','.join(plan.figures) if figures else ''}", f"experiments={','.join(experiments or [])}", f'fresh={int(fresh)}']
     with hold(root/'.figures.lock', 'the figures of this checkout') as lock:
         os.set_inheritable(lock.fileno(), True)  # a scheduler that outlives this process keeps the lock
-        rc = _quietly([*cmd, '--cores', str(cores), '--nolock', '--ignore-incomplete', '--rerun-triggers', 'mtime', 'input', '--keep-going', '--nocolor',
-            '--quiet', 'rules', 'host', 'progress', 'reason', *extra, '--config', f'profile={profile}', f"experiments={','.join(names)}"])
-        if rc==0: publish(profile, [f for e in names for f in exps[e].get('figures', {})], list(todo))
+        rc = _quietly([*cmd, *_again(plan), *extra, *config])
+        if rc==0 and not {'-n','--dry-run','--dryrun'} & set(extra): publish(profile, list(plan.figures), list(plan.cards))
     if rc: say("not everything could be made; the notebook of a failed run ends in .failed.ipynb. "
                  "Mend the cause and call this again: finished runs are kept")
     return rc
 
-def _drawing(exps, studies=False):
-    "Experiments that draw; studies only when named"
-    return [e for e in experiment_names(exps) if exps[e].get('figures') and (studies or not exps[e].get('study'))]
+# %% ../nbs/20_experiments.ipynb #31c1e580
+def _announce(plan, e, cores):
+    "Say what is there of an experiment"
+    cs,kept = plan.cards[e],len(plan.kept[e])
+    say(f"[{e}] profile {plan.profile}: {len(cs)} runs, {sum(map(finished, cs))} finished before, " + (f"{kept} kept from the committed table, " if kept else '') + f"{cores} at once")
 
-# %% ../nbs/20_experiments.ipynb #fe279e6d
+def _again(plan):
+    "Arguments that make what is there but out of date again"
+    old = [table_path(e, plan.profile) for e in plan.cards if table_state(e, plan.profile) not in ('','missing')]
+    old += [project_root()/'figures'/plan.profile/f'{n}.png' for n,f in plan.figures.items() if figure_state(f, plan.profile) not in ('','missing')]
+    return ['--forcerun', *(str(f.relative_to(project_root())) for f in old)] if old else []
+
+# %% ../nbs/20_experiments.ipynb #d521dafe
 def publish(
     profile:str, # Whose figures
     figures:list, # Their names
@@ -406,25 +693,39 @@ def publish(
         old = root/'figures'/f'{fig}.json'
         was = json.loads(old.read_text()).get('profile') if old.exists() else None
         for end in ('png','pdf','json'):
-            to = root/'figures'/f'{fig}.{end}'; tmp = to.with_name(f'.{to.name}.{os.getpid()}')
-            shutil.copyfile(root/'figures'/profile/f'{fig}.{end}', tmp); os.replace(tmp, to)
+            copy_file(root/'figures'/profile/f'{fig}.{end}', root/'figures'/f'{fig}.{end}')
         note = f" (it showed profile {was}; that version is kept as figures/{was}/{fig}.*)" if was not in (None, profile) else ''
         say(f"[figures] figures/{fig}.png .pdf .json: profile {profile}{note}")
 
-# %% ../nbs/20_experiments.ipynb #e4ab6721
-def draw_figure(
-    figure:str, # E.g. fig05
-    profile:str='paper' # Whose results
-)->Path: # The executed notebook in data/runs/figures/; the figure is in figures/<profile>/
-    "Draw one figure from the result table of a profile, without running anything else"
-    exps = read_experiments(); choose(profile, exps['profiles'], 'profile')
-    owner = {f:e for e in _drawing(exps, studies=True) for f in exps[e]['figures']}
-    e = owner[choose(figure, owner, 'figure')]; root = project_root()
-    table = root/'data'/'results'/f'{e}-{profile}.csv'
-    if not table.exists(): raise FileNotFoundError(f"no {table.relative_to(root)}; make it with: make figures PROFILE={profile}")
-    say(f"[{e}] drawing {figure} from {table.relative_to(root)}")
-    return run_notebook(template_path(exps[e]['figures'][figure]), root/'data'/'runs'/'figures'/f'{figure}-{profile}.ipynb',
-                        dict(profile=profile, out=str(root/'figures'/profile)))
+# %% ../nbs/20_experiments.ipynb #dbbc1645
+def redraw(
+    figures:list=None, # Names; all by default
+    profile:str=None, # Whose results; by default the one that figures/ shows, else paper, sd3, quick, smoke
+    jobs:int=2 # Figures at once
+)->int: # Exit status: 1 if a figure could not be drawn
+    "Draw figures from the tables that are there, without running anything"
+    from concurrent.futures import ThreadPoolExecutor
+    exps = read_experiments(); figs = figures_of(exps)
+    if profile: choose(profile, exps['profiles'], 'profile')
+    names = list(dict.fromkeys(figure_name(f, figs) for f in figures or figs))
+    which = {n:redrawn_profile(figs[n], profile, exps) for n in names}
+    none = [n for n,p in which.items() if not p]
+    if none: say(f"[figures] no table yet for {', '.join(none)}" + (f' (profile {profile})' if profile else '') + '; make figures runs what they need')
+    with ThreadPoolExecutor(max(1, jobs)) as pool: bad = list(pool.map(_draw_or_say, [(n, p) for n,p in which.items() if p]))
+    for p in dict.fromkeys(filter(None, which.values())): publish(p, [n for n in names if which[n]==p and n not in bad])
+    return 1 if any(bad) or (figures and none) else 0
+
+def _draw_or_say(task):
+    "Draw; the figure's name if it failed"
+    try: draw_figure(*task)
+    except (ValueError, OSError, RuntimeError) as e: say(f"[figures] {task[0]}: {' '.join(str(e).split())}"); return task[0]
+
+# %% ../nbs/20_experiments.ipynb #11867ded
+def redrawn_profile(fig, profile, exps):
+    "The profile to draw a figure with, or None if no tables are there"
+    shown = project_root()/'figures'/f'{fig.name}.json'
+    order = [profile] if profile else [json.loads(shown.read_text())['profile'] if shown.exists() else 'paper', 'paper', 'sd3', 'quick', 'smoke']
+    return next((p for p in order if p in exps['profiles'] and all(table_path(e, p).exists() for e in fig.needs)), None)
 
 # %% ../nbs/20_experiments.ipynb #90549167
 def readme()->str: # Markdown

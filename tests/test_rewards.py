@@ -1,0 +1,277 @@
+"The rewards: the paper's three through their loaders, on tiny networks made on the spot, and the emoji world's three"
+import copy, json, os, random
+from types import SimpleNamespace
+import numpy as np, pytest, torch, torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from vggflow.rewards import (CLIP_MEAN, CLIP_STD, REWARDS, AestheticReward, ClipReward, HPSv2Reward, PickScoreReward, affine_head, clip_pixels,
+                             clip_state, fitted, get_reward)
+from vggflow.torchvision_cpu import cure
+
+SIZE, WIDTH, PROMPTS = 28, 24, ['a cat', 'an owl', 'a cat on a blue background']
+
+def tiny_tokenizer():
+    letters = [c+e for c in 'abcdefghijklmnopqrstuvwxyz' for e in ('', '</w>')]
+    return CLIPTokenizer(vocab={t:i for i,t in enumerate(['<|startoftext|>', *letters, '<|endoftext|>'])}, merges=[], model_max_length=20, pad_token='<|endoftext|>')
+
+def tiny_config(tok):
+    text = dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=20, hidden_act='gelu',
+                bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.eos_token_id)
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=7, hidden_act='gelu')
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A CLIP as a hub would give it, and an aesthetic head of the LAION shape"
+    torch.manual_seed(0); path = tmp_path_factory.mktemp('clip'); tok = tiny_tokenizer()
+    CLIPModel(tiny_config(tok)).save_pretrained(path); tok.save_pretrained(path)
+    state, n = {}, WIDTH
+    for i,m in zip((0,2,4,6,7), (64,32,16,8,1)): l = nn.Linear(n, m); n = m; state |= {f'layers.{i}.weight':l.weight.data, f'layers.{i}.bias':l.bias.data}
+    torch.save(state, path/'aesthetic-model.pth'); save_file(state, path/'head.safetensors')
+    return path
+
+@pytest.fixture(scope='module')
+def pictures():
+    "PIL images of the network's size, so that resizing is the identity, and the same as tensors"
+    raw = np.random.default_rng(0).integers(0, 256, (3,SIZE,SIZE,3), dtype=np.uint8)
+    return [Image.fromarray(a) for a in raw], torch.from_numpy(raw).permute(0,3,1,2).float()/255
+
+def published(path, pil, prompts):
+    "Features by the processors of transformers, unit"
+    clip = CLIPModel.from_pretrained(path).eval(); tok = CLIPTokenizer.from_pretrained(path)
+    pixels = CLIPImageProcessor(size={'shortest_edge':SIZE}, crop_size={'height':SIZE,'width':SIZE})(pil, return_tensors='pt')
+    text = tok(prompts, padding='max_length', truncation=True, max_length=20, return_tensors='pt')
+    with torch.no_grad(): image, text = clip.get_image_features(**pixels).pooler_output, clip.get_text_features(**text).pooler_output
+    return clip, image/image.norm(dim=-1, keepdim=True), text/text.norm(dim=-1, keepdim=True)
+
+def close(a, b, tol=1e-4): assert a.shape == b.shape and (a-b).abs().max() < tol, (a, b)
+
+def test_pickscore_is_the_published_recipe(folder, pictures):
+    pil, x = pictures; clip, image, text = published(folder, pil, PROMPTS); r = PickScoreReward.from_pretrained(folder)
+    close(r(x, PROMPTS), clip.logit_scale.exp().detach()*(text@image.T).diagonal())
+    assert (r(x, PROMPTS[::-1])-r(x, PROMPTS)).abs().max() > 1e-3 # teeth: the prompts matter
+
+def test_hpsv2_is_the_bare_cosine(folder, pictures):
+    pil, x = pictures; _, image, text = published(folder, pil, PROMPTS); r = HPSv2Reward.from_pretrained(folder)
+    close(r(x, PROMPTS), (image@text.T).diagonal()); close(ClipReward.from_pretrained(folder)(x, PROMPTS), r(x, PROMPTS))
+
+@pytest.mark.parametrize('name', ['aesthetic-model.pth', 'head.safetensors'])
+def test_aesthetic_is_the_published_recipe(folder, pictures, name):
+    pil, x = pictures; _, h, _ = published(folder, pil, PROMPTS); state = torch.load(folder/'aesthetic-model.pth', weights_only=True)
+    for i in (0,2,4,6,7): h = h@state[f'layers.{i}.weight'].T + state[f'layers.{i}.bias']
+    r = AestheticReward.from_pretrained(folder, file=name)
+    close(r(x), h[:,0]); close(r(x, PROMPTS), r(x)); assert r(x).std() > 1e-4
+
+def test_float32_whatever_the_rest_computes_in(folder, pictures):
+    r = PickScoreReward.from_pretrained(folder); x = pictures[1]; want = r(x, PROMPTS)
+    with torch.autocast('cpu', dtype=torch.bfloat16): got = r(x, PROMPTS)
+    assert got.dtype == torch.float32; close(got, want, 1e-5); close(r(x.bfloat16(), PROMPTS), r(x.bfloat16().float(), PROMPTS), 1e-6)
+
+@pytest.mark.parametrize('cls', [AestheticReward, HPSv2Reward, PickScoreReward])
+@pytest.mark.parametrize('hw', [(SIZE,SIZE), (40,52)])
+def test_gradient_against_finite_differences(folder, cls, hw):
+    r = cls.from_pretrained(folder).double(); r.clip.set_attn_implementation('sdpa') # eager attention takes its softmax in float32
+    g = torch.Generator().manual_seed(1); x = torch.rand(2,3,*hw, generator=g, dtype=torch.double).requires_grad_(True); h = 1e-5
+    grad, = torch.autograd.grad(r(x, PROMPTS[:2]).sum(), x)
+    for _ in range(4):
+        d = torch.randn(x.shape, generator=g, dtype=torch.double)
+        with torch.no_grad(): slope = (r(x+h*d, PROMPTS[:2]).sum()-r(x-h*d, PROMPTS[:2]).sum())/(2*h)
+        assert abs((grad*d).sum()-slope) < 1e-6*slope.abs().clamp(min=1e-3)
+    assert grad.abs().flatten(1).max(1).values.min() > 0 and not any(p.requires_grad for p in r.parameters())
+
+def test_second_derivatives_exist(folder):
+    "The exact consistency mode takes a forward derivative of the gradient"
+    r = PickScoreReward.from_pretrained(folder); x = torch.rand(2,3,SIZE,SIZE)
+    grad = torch.func.grad(lambda y: r(y, PROMPTS[:2]).sum()); _, hv = torch.func.jvp(grad, (x,), (torch.ones_like(x),))
+    assert hv.isfinite().all() and hv.abs().max() > 0
+
+# --- how an image becomes square
+
+def smooth(h, w):
+    y, x = torch.meshgrid(torch.linspace(0,1,h), torch.linspace(0,1,w), indexing='ij')
+    return torch.stack([.5+.4*torch.sin(7*x+2*y), .5+.4*torch.cos(5*y), .2+.6*x])
+
+@pytest.mark.parametrize('hw', [(96,96), (64,96), (100,72), (20,20)])
+def test_crop_is_the_processors(hw):
+    pil = Image.fromarray((255*smooth(*hw)).round().byte().permute(1,2,0).numpy()); x = torch.from_numpy(np.array(pil)).permute(2,0,1)[None]/255.
+    want = CLIPImageProcessor(size={'shortest_edge':SIZE}, crop_size={'height':SIZE,'width':SIZE})(pil, return_tensors='pt').pixel_values
+    assert (clip_pixels(x, SIZE)-want).abs().max() < .03 # a PIL image is rounded to 1/255 before CLIP's 1/.26
+
+def test_pad_keeps_the_whole_image_on_black():
+    x = torch.ones(1,3,20,40); y = fitted(x, SIZE, 'pad'); assert y.shape[-2:] == (SIZE,SIZE)
+    assert torch.allclose(y[:,:,7:21], torch.ones(1,3,14,SIZE), atol=1e-5) and y[:,:,:7].abs().max() == 0 and y[:,:,21:].abs().max() == 0
+    assert fitted(x, SIZE, 'crop').min() > .999
+    z = torch.rand(2,3,SIZE,SIZE); assert fitted(z, SIZE, 'pad') is z and fitted(z, SIZE) is z
+
+# --- weights of open_clip
+
+class Block(nn.Module):
+    "As open_clip names it"
+    def __init__(self, d, heads):
+        super().__init__(); self.ln_1,self.ln_2,self.attn = nn.LayerNorm(d), nn.LayerNorm(d), nn.MultiheadAttention(d, heads, batch_first=True)
+        self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(d, 2*d), c_proj=nn.Linear(2*d, d)))
+    def forward(self, x, mask=None):
+        h = self.ln_1(x); x = x + self.attn(h, h, h, attn_mask=mask, need_weights=False)[0]
+        return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
+
+class Tower(nn.Module):
+    def __init__(self, d): super().__init__(); self.resblocks = nn.ModuleList([Block(d, 2) for _ in range(2)])
+    def forward(self, x, mask=None):
+        for b in self.resblocks: x = b(x, mask)
+        return x
+
+class Visual(nn.Module):
+    def __init__(self, d):
+        super().__init__(); p = lambda *s: nn.Parameter(.1*torch.randn(*s))
+        self.class_embedding,self.positional_embedding,self.proj = p(d), p(17,d), p(d,WIDTH)
+        self.conv1,self.ln_pre,self.ln_post,self.transformer = nn.Conv2d(3, d, 7, 7, bias=False), nn.LayerNorm(d), nn.LayerNorm(d), Tower(d)
+    def forward(self, x):
+        x = self.conv1(x).flatten(2).transpose(1,2); x = torch.cat([self.class_embedding.expand(len(x),1,-1), x], 1)
+        return self.ln_post(self.transformer(self.ln_pre(x+self.positional_embedding))[:,0])@self.proj
+
+class OpenClip(nn.Module):
+    "What open_clip computes, under the names of its weights"
+    def __init__(self, vocab, d=32):
+        super().__init__(); self.visual,self.transformer,self.token_embedding,self.ln_final = Visual(d), Tower(d), nn.Embedding(vocab, d), nn.LayerNorm(d)
+        self.positional_embedding,self.text_projection = nn.Parameter(.1*torch.randn(20,d)), nn.Parameter(torch.randn(d,WIDTH)); self.logit_scale = nn.Parameter(torch.tensor(3.))
+        self.register_buffer('attn_mask', torch.full((20,20), -torch.inf).triu(1))
+    def encode_text(self, ids):
+        h = self.ln_final(self.transformer(self.token_embedding(ids)+self.positional_embedding, self.attn_mask))
+        return h[torch.arange(len(ids)), ids.argmax(-1)]@self.text_projection
+
+@pytest.fixture(scope='module')
+def checkpoint(folder, tmp_path_factory):
+    torch.manual_seed(1); path = tmp_path_factory.mktemp('hps'); net = OpenClip(len(tiny_tokenizer())).eval()
+    torch.save(dict(epoch=1, name='x', state_dict=net.state_dict()), path/'HPS_v2.1_compressed.pt'); return path, net
+
+def test_open_clip_weights_give_the_published_score(folder, checkpoint, pictures):
+    path, net = checkpoint; x = pictures[1]; r = HPSv2Reward.from_pretrained(path, like=folder)
+    ids = tiny_tokenizer()(PROMPTS, padding='max_length', max_length=20, truncation=True, return_tensors='pt').input_ids; c = lambda v: torch.tensor(v).view(3,1,1)
+    with torch.no_grad(): want = F.cosine_similarity(net.visual((x-c(CLIP_MEAN))/c(CLIP_STD)), net.encode_text(ids))
+    close(r(x, PROMPTS), want)
+
+def test_open_clip_weights_that_do_not_fit(folder, checkpoint, tmp_path):
+    state = checkpoint[1].state_dict(); state.pop('ln_final.weight'); torch.save(dict(state_dict=state), tmp_path/'HPS_v2.1_compressed.pt')
+    with pytest.raises(ValueError, match='does not fit the architecture') as e: HPSv2Reward.from_pretrained(tmp_path, like=folder)
+    assert 'final_layer_norm' in str(e.value) and '\n' not in str(e.value)
+
+def test_open_clip_itself_agrees():
+    cure(); open_clip = pytest.importorskip('open_clip'); torch.manual_seed(2)
+    cfg = dict(embed_dim=WIDTH, vision_cfg=dict(image_size=SIZE, layers=2, width=32, patch_size=7, head_width=16, mlp_ratio=2.),
+               text_cfg=dict(context_length=20, vocab_size=60, width=32, heads=2, layers=2, mlp_ratio=2.))
+    net = open_clip.CLIP(**cfg).eval(); tok = tiny_tokenizer(); config = tiny_config(tok); config.text_config.vocab_size = 60; config.text_config.eos_token_id = 2
+    clip = CLIPModel(config).eval(); assert not clip.load_state_dict(clip_state(net.state_dict()), strict=False).unexpected_keys
+    x = torch.randn(2,3,SIZE,SIZE); ids = torch.randint(3, 59, (2,20)); ids[:,-1] = 59
+    with torch.no_grad(): close(clip.get_image_features(x).pooler_output, net.encode_image(x)); close(clip.get_text_features(ids).pooler_output, net.encode_text(ids))
+
+# --- errors, in one line each
+
+@pytest.mark.parametrize('name', ['aesthetic', 'hpsv2', 'pickscore', 'clip'])
+@pytest.mark.parametrize('path', ['/nowhere/at/all', 'nobody/nothing'])
+def test_missing_model_says_what_to_do(name, path, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1'); monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(OSError, match='HF_HUB_OFFLINE is set') as e: get_reward(name, path=path)
+    assert path in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 200
+
+def test_published_ids_are_the_defaults():
+    assert {'aesthetic','hpsv2','pickscore','clip'} <= REWARDS.keys()
+    assert (AestheticReward.path, AestheticReward.head) == ('openai/clip-vit-large-patch14', 'trl-lib/ddpo-aesthetic-predictor')
+    assert (HPSv2Reward.path, PickScoreReward.path) == ('xswu/HPSv2', 'yuvalkirstain/PickScore_v1')
+
+def test_missing_head_is_named(folder):
+    with pytest.raises(OSError, match="no 'other.pth'|no other.pth"): AestheticReward.from_pretrained(folder, file='other.pth')
+
+@pytest.mark.parametrize('shapes', [[(1,WIDTH+1)], [(8,WIDTH),(1,9)], [(2,WIDTH)]])
+def test_head_of_a_wrong_shape(shapes):
+    state = {f'layers.{i}.{k}': torch.zeros(s if k == 'weight' else s[:1]) for i,s in enumerate(shapes) for k in ('weight','bias')}
+    with pytest.raises(ValueError, match=f'{WIDTH} features') as e: affine_head(state, WIDTH)
+    assert '\n' not in str(e.value)
+
+def test_a_pickle_is_never_run(folder, tmp_path):
+    class Evil:
+        def __reduce__(self): return os.system, ('touch '+str(tmp_path/'ran'),)
+    torch.save(Evil(), tmp_path/'aesthetic-model.pth')
+    with pytest.raises(Exception): AestheticReward.from_pretrained(folder, head=tmp_path)
+    assert not (tmp_path/'ran').exists()
+
+def test_a_prompt_is_asked_for(folder):
+    with pytest.raises(ValueError, match='give prompts'): PickScoreReward.from_pretrained(folder)(torch.rand(1,3,SIZE,SIZE))
+
+# --- the emoji world's three
+
+EMOJI = {'emoji-aesthetic':'aesthetic', 'emoji-hps':'hps', 'emoji-pick':'pick'}
+
+def compared(n, seed):
+    "Two pictures for each of `n` prompts, true or not"
+    from vggflow.emoji import captions_of, draw_factors, render
+    from vggflow.prompts import all_captions
+    gen, rng = torch.Generator().manual_seed(seed), random.Random(seed); f = draw_factors(2*n, gen)
+    f.animal[n:] = torch.where(torch.rand(n, generator=gen) < .6, f.animal[:n], f.animal[n:])
+    asked = captions_of(SimpleNamespace(**{k:v[:n] for k,v in vars(f).items()}), rng)
+    return f, render(f), [c if rng.random() < .7 else rng.choice(all_captions()) for c in asked]*2
+
+def ranks(v): return torch.as_tensor(v).argsort().argsort().double()
+def spearman(a, b): return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0,1].item()
+
+@pytest.mark.parametrize('name', EMOJI)
+def test_emoji_reward_knows_its_hidden_utility(name):
+    from vggflow.emoji import UTILITIES, draw_factors, load_reward, prompts, render, true_utility
+    f, x, asked = compared(256, 20); reward, truth, judge = load_reward(name), UTILITIES[name], true_utility(name)
+    with torch.no_grad(): r, u = reward(x, asked), truth(f, asked)
+    assert ((r[:256] > r[256:]) == (u[:256] > u[256:])).float().mean() > .7
+    assert spearman(judge(x, asked), u) > .9 # what the probe judges is the truth on real pictures
+    f = draw_factors(12*24, torch.Generator().manual_seed(25)); f.animal = torch.arange(24).repeat(12); asked = prompts*12
+    with torch.no_grad(): r, u = reward(render(f), asked).view(12,24), truth(f, asked).view(12,24)
+    assert sum(spearman(*v) for v in zip(r.T, u.T))/24 > .65 # comparisons are within a prompt, and so is this
+
+@pytest.mark.parametrize('name', EMOJI)
+def test_emoji_reward_is_a_tiny_real_one(name):
+    "The loader of the real one gives the same number, up to zero and unit; the folder is one of transformers"
+    from vggflow.emoji import asset, load_reward
+    folder = asset(EMOJI[name]); own = json.loads((folder/'config.json').read_text())['reward']; CLIPModel.from_pretrained(folder)
+    kind, kw = {'aesthetic':('aesthetic', dict(file='aesthetic.safetensors')), 'hps':('hpsv2', {}), 'pick':('pickscore', {})}[EMOJI[name]]
+    _, x, asked = compared(8, 21); bare = get_reward(kind, path=folder, **kw)(x, asked)
+    close(load_reward(name)(x, asked), (bare-own['loc'])/own['scale'], 1e-5)
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 1.1*2**20 and own['pair_accuracy'] <= own['ceiling']+.02
+
+@pytest.mark.parametrize('name', EMOJI)
+def test_emoji_reward_has_an_exact_gradient(name):
+    from vggflow.emoji import load_reward
+    r = copy.deepcopy(load_reward(name)).double(); r.parts[0].clip.set_attn_implementation('sdpa'); _, x, asked = compared(2, 22); x = x.double().requires_grad_(True)
+    grad, = torch.autograd.grad(r(x, asked).sum(), x); d = torch.randn(x.shape, dtype=torch.double, generator=torch.Generator().manual_seed(0)); h = 1e-5
+    with torch.no_grad(): slope = (r(x+h*d, asked).sum()-r(x-h*d, asked).sum())/(2*h)
+    assert abs((grad*d).sum()-slope) < 1e-6*abs(slope).clamp(min=1)
+
+@pytest.mark.parametrize('name', EMOJI)
+def test_emoji_reward_can_be_cheated(name):
+    "Gradient ascent on pixels: far beyond every real picture, while the probe loses the animals or the utility falls"
+    from vggflow.emoji import load_probe, load_reward, prompts, true_utility
+    _, x, _ = compared(12, 23); reward, probe = load_reward(name), load_probe(); x = x[:12]; animal = probe.read(x).animal; asked = [prompts[a] for a in animal]
+    y = x.clone().requires_grad_(True); opt = torch.optim.Adam([y], .03); judge = true_utility(name, probe)
+    for _ in range(50): loss = -reward(y, asked).mean(); opt.zero_grad(); loss.backward(); opt.step(); y.data.clamp_(0,1)
+    assert reward(y, asked).mean() > reward(x, asked).max()
+    assert (probe.read(y).animal == animal).float().mean() < .8 or judge(y, asked).mean() < judge(x, asked).mean()
+
+def test_prompts_matter_where_they_should():
+    from vggflow.emoji import load_reward
+    _, x, asked = compared(96, 24); x, asked = x[:96], asked[:96]; wrong = asked[1:]+asked[:1]
+    assert torch.equal(load_reward('emoji-aesthetic')(x, asked), load_reward('emoji-aesthetic')(x, None))
+    for k in ('emoji-hps','emoji-pick'): assert (load_reward(k)(x, asked)-load_reward(k)(x, wrong)).mean() > .5
+
+def test_utilities_say_what_is_asked():
+    from vggflow.emoji import hps_utility, named_in, pick_utility, true_utility
+    from vggflow.prompts import ANIMALS, COLOURS, SIZES, caption
+    assert named_in(['a big cat on a blue background', 'an emoji of an owl', 'nothing']).tolist() == [[ANIMALS.index('cat'), SIZES.index('big'), COLOURS.index('blue')], [ANIMALS.index('owl'),-1,-1], [-1]*3]
+    f = SimpleNamespace(animal=torch.tensor([0]), vendor=torch.tensor([0]), hue=torch.tensor([.6]), sat=torch.tensor([.3]), scale=torch.tensor([1.]))
+    cat = ANIMALS[0]; h = lambda *a: hps_utility(f, [caption(*a)]).item(); p = lambda *a: pick_utility(f, [caption(*a)]).item()
+    assert h(cat)-h(ANIMALS[1]) == pytest.approx(2) and h(cat,'big')-h(cat,'small') == pytest.approx(1) and h(cat,'','blue')-h(cat,'','red') == pytest.approx(1)
+    assert p(ANIMALS[1]) == 0 and p(cat,'small') == pytest.approx(p(cat)/2) and 0 < p(cat) == pytest.approx(p(cat,'big','blue'))
+    with pytest.raises(ValueError, match="no utility is known for reward 'redness'"): true_utility('redness')
+
+def test_manifest_lists_the_rewards():
+    from vggflow.emoji import data_dir
+    m = json.loads((data_dir()/'emoji/manifest.json').read_text())
+    for k in EMOJI.values():
+        assert {f'{k}/config.json', f'{k}/model.safetensors', f'{k}/tokenizer.json'} <= m['files'].keys() and m['made'][k]['notebook'] == 'nbs/emoji/scorers.ipynb'
