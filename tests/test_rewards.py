@@ -1,6 +1,7 @@
 "The rewards: the paper's three through their loaders, on tiny networks made on the spot, and the emoji world's three"
 import copy, json, os, random
 from types import SimpleNamespace
+from vggflow.torchvision_cpu import cure; cure() # before transformers meets torchvision
 import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
@@ -8,7 +9,6 @@ from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from vggflow.rewards import (CLIP_MEAN, CLIP_STD, REWARDS, AestheticReward, ClipReward, HPSv2Reward, PickScoreReward, affine_head, clip_pixels,
                              clip_state, fitted, get_reward)
-from vggflow.torchvision_cpu import cure
 
 SIZE, WIDTH, PROMPTS = 28, 24, ['a cat', 'an owl', 'a cat on a blue background']
 
@@ -158,7 +158,7 @@ def test_open_clip_weights_that_do_not_fit(folder, checkpoint, tmp_path):
     assert 'final_layer_norm' in str(e.value) and '\n' not in str(e.value)
 
 def test_open_clip_itself_agrees():
-    cure(); open_clip = pytest.importorskip('open_clip'); torch.manual_seed(2)
+    open_clip = pytest.importorskip('open_clip'); torch.manual_seed(2)
     cfg = dict(embed_dim=WIDTH, vision_cfg=dict(image_size=SIZE, layers=2, width=32, patch_size=7, head_width=16, mlp_ratio=2.),
                text_cfg=dict(context_length=20, vocab_size=60, width=32, heads=2, layers=2, mlp_ratio=2.))
     net = open_clip.CLIP(**cfg).eval(); tok = tiny_tokenizer(); config = tiny_config(tok); config.text_config.vocab_size = 60; config.text_config.eos_token_id = 2

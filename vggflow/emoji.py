@@ -255,7 +255,7 @@ def hits(
     animal = f.animal.gather(1, a[:,None].clamp(min=0))[:,0] if f.animal.dim() == 2 else (f.animal == a).float()
     return animal, right(s, size == s), right(c, colour_of(f.hue) == c)
 
-# %% ../nbs/14_emoji.ipynb #72ca1d9f
+# %% ../nbs/14_emoji.ipynb #60d46955
 HPS_STYLE  = torch.tensor([1.1, .2, -.7, .6, -.3, -.9])
 PICK_STYLE = torch.tensor([-.6, -.4, 1.1, -.2, -.8, .9])
 
@@ -270,6 +270,7 @@ def hps_utility(
     quality = .8*_style(f.vendor, HPS_STYLE) + .7*(2*math.pi*(f.hue-.58)).cos() + 5*(f.scale.clamp(.6,1.1)-.85)
     return 2*animal + .5*size + .5*colour + quality
 
+# %% ../nbs/14_emoji.ipynb #a4dd8bfc
 def pick_utility(
     f, # Factors as from `draw_factors`, or as the probe reads them
     prompts:list # One for each picture
@@ -279,7 +280,7 @@ def pick_utility(
     pleases = 2.5 + .8*_style(f.vendor, PICK_STYLE) + .7*(2*math.pi*(f.hue-.33)).cos() - 4*(f.sat-.325)
     return animal*(1+size.clamp(max=0)/2)*(1+colour.clamp(max=0)/2)*pleases
 
-# %% ../nbs/14_emoji.ipynb #ff0a05fa
+# %% ../nbs/14_emoji.ipynb #b7d0d14f
 @torch.no_grad()
 def judged_factors(
     x:Tensor, # Images (B,3,32,32) in [0,1]
@@ -293,6 +294,7 @@ def judged_factors(
     return SimpleNamespace(animal=o.animal.softmax(1), vendor=o.vendor.softmax(1), hue=torch.atan2(o.hue[:,1], o.hue[:,0])/(2*math.pi) % 1,
                            sat=1 - edge.min(1).values/edge.max(1).values.clamp(min=1e-3), scale=extent/.94)
 
+# %% ../nbs/14_emoji.ipynb #b05bc07f
 UTILITIES = {'emoji-aesthetic': lambda f, prompts=None: utility(f.vendor, f.hue, f.sat), 'emoji-hps': hps_utility, 'emoji-pick': pick_utility}
 
 def true_utility(

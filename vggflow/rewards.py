@@ -81,12 +81,13 @@ def clip_pixels(
     x = fitted(images, size, fit); c = lambda v: x.new_tensor(v).view(3,1,1)
     return (x-c(CLIP_MEAN))/c(CLIP_STD)
 
-# %% ../nbs/10_rewards.ipynb #24e56206
+# %% ../nbs/10_rewards.ipynb #74f83318
 def _missing(what, path, e):
     "One line that says what to do"
     why = 'HF_HUB_OFFLINE is set' if os.environ.get('HF_HUB_OFFLINE', '0') not in ('0', '') else 'the hub did not give it'
     return OSError(f'no {what} in {str(path)!r}: give a local folder or a hub id ({why}; {type(e).__name__})')
 
+# %% ../nbs/10_rewards.ipynb #5cc4636e
 def load_clip_model(
     path # Folder or hub id
 )->tuple: # Frozen float32 `CLIPModel` and its tokenizer; raises a one-line `OSError` where there is none
@@ -97,7 +98,7 @@ def load_clip_model(
         return clip.eval().requires_grad_(False), CLIPTokenizer.from_pretrained(path)
     except (OSError, ValueError) as e: raise _missing('CLIP model', path, e) from None
 
-# %% ../nbs/10_rewards.ipynb #da255698
+# %% ../nbs/10_rewards.ipynb #ec0b754e
 def image_features(
     clip, # A `CLIPModel`
     images:Tensor, # (B,3,H,W) in [0,1]
@@ -108,6 +109,7 @@ def image_features(
         x = clip_pixels(images.to(clip.dtype), clip.config.vision_config.image_size, fit)
         return F.normalize(clip.get_image_features(x).pooler_output, dim=-1)
 
+# %% ../nbs/10_rewards.ipynb #f872a3be
 class ClipReward(nn.Module):
     "Cosine of image and prompt"
     path, fit = 'openai/clip-vit-large-patch14', 'crop' # where from, and how an image is made square
@@ -162,7 +164,7 @@ def clip_state(
         else: out[k] = v.contiguous()
     return out
 
-# %% ../nbs/10_rewards.ipynb #4dfe7f74
+# %% ../nbs/10_rewards.ipynb #1ee2372e
 def _file(path, name):
     "A file of a folder or of the hub"
     from huggingface_hub import hf_hub_download
@@ -178,6 +180,7 @@ def _weights(file):
     state = load_file(file) if Path(file).suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     return state.get('state_dict', state)
 
+# %% ../nbs/10_rewards.ipynb #db38efef
 def load_open_clip(
     path, # Folder or hub id of the weights
     file:str, # File with an open_clip checkpoint
@@ -210,7 +213,7 @@ class HPSv2Reward(ClipReward):
 @register_reward('hpsv2')
 def hpsv2(**kw): return HPSv2Reward.from_pretrained(**kw)
 
-# %% ../nbs/10_rewards.ipynb #389a871f
+# %% ../nbs/10_rewards.ipynb #c3618992
 def affine_head(
     state:dict, # Weights and biases of linear layers, numbered in their names
     width:int # Numbers in a feature
@@ -223,6 +226,7 @@ def affine_head(
     for l,k in zip(head, names): l.load_state_dict(dict(weight=state[k], bias=state[k[:-6]+'bias']))
     return head
 
+# %% ../nbs/10_rewards.ipynb #b138ccce
 class AestheticReward(nn.Module):
     "Affine function of the unit features of an image"
     path, head = 'openai/clip-vit-large-patch14', 'trl-lib/ddpo-aesthetic-predictor'
