@@ -74,7 +74,7 @@ def band(
     if 'low' in c: ax.fill_between(c['x'], c['low'], c['high'], color=shade, alpha=.18, lw=0)
     return line
 
-# %% ../nbs/22_plots.ipynb #623d825d
+# %% ../nbs/22_plots.ipynb #3d3ba070
 @dataclass
 class Results:
     "A result table and its record"
@@ -82,9 +82,7 @@ class Results:
     profile:str # Whose runs
     rows:list # One dict for each evaluation; numbers are numbers, what is missing is None
     made:dict # The record: runs (with their cards), versions, commit
-    table:Path=None # The file; None if invented
-    @property
-    def invented(self): return self.table is None
+    table:Path=None # The file
     @property
     def seeds(self): return sorted({r['seed'] for r in self.rows})
     @property
@@ -99,35 +97,16 @@ def _value(s):
     try: return None if s=='' else int(s) if s.lstrip('-').isdigit() else float(s)
     except ValueError: return s
 
-# %% ../nbs/22_plots.ipynb #0d783ba6
+# %% ../nbs/22_plots.ipynb #7b2a631e
 def read_results(
     experiment:str, # Name in experiments.toml
-    profile:str, # Whose runs
-    invent:bool=False # If there is no table: invented numbers instead of an error
+    profile:str # Whose runs
 )->Results: # Raises FileNotFoundError with the remedy
     "Read a result table"
     table = project_root()/'data'/'results'/f'{experiment}-{profile}.csv'
-    if not table.exists():
-        if invent: return _invented(experiment, profile)
-        raise FileNotFoundError(f'no {table.name} in data/results; make it with: make figures PROFILE={profile}')
+    if not table.exists(): raise FileNotFoundError(f'no {table.name} in data/results; make it with: make figures PROFILE={profile}')
     with table.open(newline='') as f: rows = [{k:_value(v) for k,v in r.items()} for r in csv.DictReader(f)]
     return Results(experiment, profile, rows, json.loads(table.with_suffix('.json').read_text()), table)
-
-# %% ../nbs/22_plots.ipynb #7214b44e
-_sweeps = dict(beta=('beta',[10.,30.,100.]), eta=('eta',['t^2','t','0']), subsampling=('transitions',[5,10]))
-
-def _invented(experiment, profile, seeds=2, updates=40, every=10):
-    "Invented results"
-    k,values = _sweeps.get(experiment, ('method', [m for m in COLORS if m!='Base'])); rows,runs = [],[]
-    for i,v in enumerate(values):
-        for seed in range(seeds):
-            p = {**dict(method='VGG-Flow', seed=seed, world='emoji', reward=f'emoji-{experiment}', updates=updates, steps=20, transitions=5, images_per_prompt=4, eval_prompts=6), k:v}
-            runs.append(dict(id=f'{v}-s{seed}', parameters=p))
-            for u in range(0, updates+1, every):
-                s = (1+.5*i+.05*seed)*u/updates; fall = np.exp(-.4*s**2)
-                rows.append({**{q:p[q] for q in ('method','seed')}, 'run':f'{v}-s{seed}', k:v, 'update':u, 'reward':2*s, 'perceptual_diversity':.4*fall,
-                             'clip_diversity':.25*fall, 'fid':2000-1250*fall, 'fid_base':760., 'accuracy':fall})
-    return Results(experiment, profile, rows, dict(runs=runs))
 
 # %% ../nbs/22_plots.ipynb #c1651e96
 _unset = dict(eta='t^2')  # the value of a run whose card names none
@@ -176,13 +155,12 @@ def metric(
     if world!='emoji': m['unit'] = 'score' if name=='reward' else m['unit'].replace('emoji ', '')
     return m
 
-# %% ../nbs/22_plots.ipynb #4a4bd44a
+# %% ../nbs/22_plots.ipynb #f3a15fc1
 def heading(
     res:Results # A result table
 )->str: # E.g. "Emoji world, PickScore, measured here: profile paper, 3 seeds"
     "What was measured, in one line"
     world = {'emoji':'Emoji world','sd3':'Stable Diffusion 3'}.get(res.card.get('world'), 'Measured here')
-    if res.invented: return 'INVENTED NUMBERS: no result table yet'
     seeds = f"{len(res.seeds)} seed{'s'*(len(res.seeds)>1)}"
     return f"{world}, {reward_name(res)}, measured here: profile {res.profile}, {seeds}"
 
@@ -290,7 +268,7 @@ def show_images(
     ax.imshow(g, interpolation='nearest'); ax.axis('off'); ax.set_title(title or '')
     return ax
 
-# %% ../nbs/22_plots.ipynb #9a3915a6
+# %% ../nbs/22_plots.ipynb #bc3d381f
 @dataclass
 class Sheets:
     "The sample sheets beside a result table"
@@ -301,18 +279,16 @@ class Sheets:
     def images(self, run, update): # (prompts, columns, H, W, 3) in [0,1]
         "The images of a sheet"
         f,n,k = self.files[run][update],len(self.prompts),self.columns
-        if f is None: return np.random.default_rng(update).random((n,k,1,1,3))*np.ones((1,1,32,32,1))
         from matplotlib.image import imread
         im = imread(f)[...,:3]; im = im/255 if im.dtype==np.uint8 else im
         return im.reshape(n, im.shape[0]//n, k, im.shape[1]//k, 3).swapaxes(1, 2)
 
-# %% ../nbs/22_plots.ipynb #06ae8a4a
+# %% ../nbs/22_plots.ipynb #7cdd053e
 def read_sheets(
     res:Results # A result table
 )->Sheets: # Raises FileNotFoundError with the remedy
     "The sample sheets beside a result table"
     k = min(4, res.card.get('images_per_prompt', 4))
-    if res.invented: return Sheets({r['id']:dict.fromkeys((0,10,20,30,40)) for r in res.made['runs'] if r['parameters']['seed']==0}, [f'prompt {i}' for i in range(1,7)], k, 0)
     folder = res.table.with_name(f'{res.table.stem}-samples'); record = folder.with_name(f'{folder.name}.json')
     if not record.exists(): raise FileNotFoundError(f'no sample sheets in data/results/{folder.name}; make them with: make figures PROFILE={res.profile}')
     rec = json.loads(record.read_text())
