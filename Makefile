@@ -14,7 +14,7 @@ PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures redraw status test export readme register site lab clean-notebooks
+.PHONY: help setup figures redraw status test export readme register claims site lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
@@ -57,6 +57,10 @@ readme: setup ## nbs/index.ipynb -> README.md
 register: setup ## run the page of the equations again and print what no cell checks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/equations.ipynb
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/equations.ipynb && $(BIN)/vggflow equations --missing
+
+claims: setup ## the page and the JSON file of the paper's claims again, from the tables in data/results
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/claims.ipynb
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/claims.ipynb && $(BIN)/vggflow claims --write
 
 site: $(SITE)/.setup-stamp ## the notebooks as web pages, in _site/html (an environment of its own; nothing is executed)
 	@$(SITE)/bin/python site/build.py

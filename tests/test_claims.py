@@ -1,0 +1,42 @@
+"""The register of claims: rules that decide, numbers that follow from the committed tables, a file and a page in step with them."""
+import json
+from pathlib import Path
+import numpy as np, pytest
+from vggflow import claims as C
+from vggflow.plots import Results, read_results
+
+ROOT = Path(__file__).parent.parent
+
+def table(**finals):
+    "A table of straight runs: reward to `finals[method][0]`, diversity from .4 to `finals[method][1]`, three seeds"
+    rows,runs = [],[]
+    for m,(r,d) in finals.items():
+        for s in range(3):
+            runs.append(dict(id=f'{m}-{s}', parameters=dict(method=m, seed=s)))
+            rows += [dict(run=f'{m}-{s}', method=m, seed=s, update=u, reward=(r+.01*s)*u/100, perceptual_diversity=.4+(d-.4+.001*s)*u/100) for u in range(0, 101, 10)]
+    return Results('aesthetic', 'none', rows, dict(runs=runs))
+
+def find(name): return next(c for c in C.CLAIMS if c.id==name)
+
+def test_effects_have_the_sign_of_the_table():
+    res = table(**{'VGG-Flow':(2., .38), 'AM':(1., .38), 'ReFL':(4., .1)})
+    assert C.judge(find('aesthetic-faster-than-am').effect(res))['verdict']==C.VERDICTS[0]
+    assert C.judge(C.faster('AM', 'VGG-Flow')(res))['reason']=='contrary'
+    c = find('aesthetic-refl-collapses'); assert C.judge(c.effect(res), c.low, c.high)['verdict']==C.VERDICTS[0]
+    assert np.mean(C.better('VGG-Flow', ('ReFL',), 'perceptual_diversity')(res))>.05 and np.mean(C.better('AM', ('VGG-Flow',), 'perceptual_diversity')(res))<0
+
+def test_a_series_that_was_not_run_is_said():
+    row = C.test_claim(find('aesthetic-faster-than-am'), dict(aesthetic=table(**{'VGG-Flow':(2., .3)})))
+    assert row['verdict']==C.VERDICTS[3] and 'AM' in row['reason']
+
+def test_at_least_fifteen_claims_and_every_rule_can_fail():
+    assert len(C.CLAIMS)>=15 and all(np.isfinite(c.low) or np.isfinite(c.high) for c in C.CLAIMS if c.effect)
+
+def test_file_and_page_follow_from_the_tables():
+    rows = C.register(); kept = json.loads((ROOT/'data'/'results'/'claims.json').read_text())['claims']
+    assert [r['id'] for r in kept]==[r['id'] for r in rows]
+    for k,r in zip(kept, rows):
+        assert k['verdict']==r['verdict'], f"{r['id']}: call make claims"
+        if r.get('n'): assert k['mean']==pytest.approx(r['mean'], rel=1e-4, abs=1e-9) and k['table_sha256']==r['table_sha256']
+    page = json.loads((ROOT/'nbs'/'claims.ipynb').read_text()); shown = ''.join(page['cells'][-1]['outputs'][0]['data']['text/markdown'])
+    assert shown==C.as_markdown(rows), 'call make claims'
