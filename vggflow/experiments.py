@@ -470,7 +470,7 @@ def collect(
     if missing and not (partial and parts): raise FileNotFoundError(f"{len(missing)} of {len(parts)+len(missing)} runs of {experiment} ({profile}) "
         f"are not finished, first {missing[0]}; " + ("none is: there is nothing to collect" if partial else f"run make figures PROFILE={profile}, or collect with --partial"))
     vary = varying([c for c,_,_ in parts])
-    rows = [dict(run=c.id, **{k:v for k,v in settings(c).items() if k in vary}, **r) for c,rs,_ in parts for r in rs]
+    rows = [{'run':c.id, **{k:v for k,v in settings(c).items() if k in vary}, **r} for c,rs,_ in parts for r in rs]
     bundle_samples(experiment, [c for c,_,_ in parts], out)
     write_csv(out, rows)
     write_text(out.with_suffix('.json'), json.dumps(dict(experiment=experiment, profile=profile, table_sha256=sha256(out),
