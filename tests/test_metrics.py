@@ -91,12 +91,15 @@ def test_fit_lets_gradients_pass_and_keeps_what_fits():
     assert fit(torch.rand(1,3,7,7), 40).shape == (1,3,40,40)
 
 def test_clip_features_are_those_of_transformers(tmp_path):
-    from transformers import CLIPModel
+    from transformers import CLIPModel, CLIPTokenizer
     from vggflow.emoji import asset, load_clip
-    ours,shipped,x = ClipFeatures(asset('clip'), mean=[.5]*3, std=[.5]*3),load_clip(),torch.rand(4,3,32,32)
+    ours,net,tok,x = load_clip(),CLIPModel.from_pretrained(asset('clip')),CLIPTokenizer.from_pretrained(asset('clip')),torch.rand(4,3,32,32)
     ps = ['a cat','a dog','a cat','a red fox']
+    shipped = lambda x: torch.nn.functional.normalize(net.get_image_features(2*x-1).pooler_output, dim=-1)   # transformers alone
+    ids = tok(ps, padding='max_length', max_length=tok.model_max_length, truncation=True, return_tensors='pt').input_ids
     with torch.no_grad():
-        assert torch.allclose(ours(x), shipped(x), atol=1e-5) and torch.allclose(ours.similarity(x, ps), shipped.similarity(x, ps), atol=1e-5)
+        texts = torch.nn.functional.normalize(net.get_text_features(ids).pooler_output, dim=-1)
+        assert torch.allclose(ours(x), shipped(x), atol=1e-5) and torch.allclose(ours.similarity(x, ps), (shipped(x)*texts).sum(1), atol=1e-5)
         f = tmp_path/'clip'; shutil.copytree(asset('clip'), f)
         (f/'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[.5]*3, image_std=[.5]*3)))
         assert torch.allclose(ClipFeatures(f)(x), shipped(x), atol=1e-5)                    # the folder's word is taken

@@ -7,8 +7,7 @@ __all__ = ['CURE', 'VENDORS', 'EDGES', 'RANGES', 'prompts', 'heldout_prompts', '
            'data_dir', 'sha256', 'asset', 'images', 'sheet', 'colour_of', 'pastel', 'draw_factors', 'render',
            'softened', 'size_of', 'captions_of', 'EmojiCodec', 'EmojiT5Encoder', 'conv_block', 'EmojiProbe', 'utility',
            'named_in', 'hits', 'hps_utility', 'pick_utility', 'judged_factors', 'true_utility', 'judged_utility',
-           'ClipFeatures', 'load_flow', 'load_probe', 'load_clip', 'emoji_aesthetic', 'emoji_hps', 'emoji_pick',
-           'load_reward']
+           'load_flow', 'load_probe', 'load_clip', 'emoji_aesthetic', 'emoji_hps', 'emoji_pick', 'load_reward']
 
 # %% ../nbs/14_emoji.ipynb #96557025
 from .torchvision_cpu import cure; cure()
@@ -17,11 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn, Tensor
-import diffusers, transformers, vggflow
+import diffusers, vggflow
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from transformers import PreTrainedModel, T5EncoderModel
 from .prompts import ANIMALS, SIZES, COLOURS, FORMS, caption, heldout
+from .metrics import ClipFeatures
 from .rewards import AestheticReward, HPSv2Reward, PickScoreReward, WeightedSum, get_reward, register_reward
 from .sd3 import SD3Flow, quietly
 
@@ -313,21 +313,6 @@ def judged_utility(
     "`utility` as the probe reads vendor and hue, and the border pixels the saturation"
     return true_utility('emoji-aesthetic', probe)(x)
 
-# %% ../nbs/14_emoji.ipynb #3edfac98
-class ClipFeatures(nn.Module):
-    "The image tower of the CLIP whose text tower the base model reads with"
-    def __init__(self, folder):
-        super().__init__()
-        self.model = transformers.CLIPModel.from_pretrained(folder).eval().requires_grad_(False)
-        self.tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    def forward(self, images:Tensor)->Tensor:
-        "Unit features (B,64) of images (B,3,32,32) in [0,1]"
-        return F.normalize(self.model.get_image_features(2*images-1).pooler_output, dim=-1)
-    def similarity(self, images:Tensor, prompts:list)->Tensor:
-        "Cosine (B,) of each image with its prompt"
-        ids = self.tokenizer(prompts, padding='max_length', max_length=self.tokenizer.model_max_length, truncation=True, return_tensors='pt').input_ids
-        return (self(images)*F.normalize(self.model.get_text_features(ids).pooler_output, dim=-1)).sum(1)
-
 # %% ../nbs/14_emoji.ipynb #fce22424
 def load_flow(
     guidance_scale:float=1., # Classifier-free guidance
@@ -346,28 +331,29 @@ def load_probe()->EmojiProbe:
 
 def load_clip()->ClipFeatures:
     "Image and text features"
-    with quietly(): return ClipFeatures(asset('clip'))
+    with quietly(): return ClipFeatures(asset('clip'), mean=[.5]*3, std=[.5]*3)
 
 # %% ../nbs/14_emoji.ipynb #a57746e7
-def _standardised(reward)->WeightedSum:
-    "In units of its spread on the base model"
+def _standardised(cls, name, **kw)->WeightedSum:
+    "A scorer of data/emoji by its real loader, in units of its spread on the base model"
+    with quietly(): reward = cls.from_pretrained(asset(name), **kw)
     own = reward.clip.config.reward
     return WeightedSum((reward, 1., own['loc'], own['scale']))
 
 @register_reward('emoji-aesthetic')
 def emoji_aesthetic()->WeightedSum:
     "A taste in pictures: affine head on image features"
-    with quietly(): return _standardised(AestheticReward.from_pretrained(asset('aesthetic'), file='aesthetic.safetensors'))
+    return _standardised(AestheticReward, 'aesthetic', file='aesthetic.safetensors')
 
 @register_reward('emoji-hps')
 def emoji_hps()->WeightedSum:
     "Right animal, named words and quality: cosine of image and prompt"
-    with quietly(): return _standardised(HPSv2Reward.from_pretrained(asset('hps')))
+    return _standardised(HPSv2Reward, 'hps')
 
 @register_reward('emoji-pick')
 def emoji_pick()->WeightedSum:
     "Match with the prompt times taste: scaled cosine of image and prompt"
-    with quietly(): return _standardised(PickScoreReward.from_pretrained(asset('pick')))
+    return _standardised(PickScoreReward, 'pick')
 
 def load_reward(
     name:str='emoji-aesthetic' # A registered reward
