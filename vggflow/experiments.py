@@ -388,10 +388,10 @@ def write_csv(
 # %% ../nbs/20_experiments.ipynb #7ff3db8c
 def settings(
     card:Card # One run
-)->dict: # name -> value; the entries of `options` stand beside the others
+)->dict: # name -> value; the entries of `options` stand beside the others, and `reward` is called `reward_name`: a table's reward is a number
     "The parameters of a run, flat"
     flat = {**card.parameters, **(card.parameters.get('options') or {})}
-    return {k:v for k,v in flat.items() if not isinstance(v, (dict,list)) and k not in _places}
+    return {'reward_name' if k=='reward' else k:v for k,v in flat.items() if not isinstance(v, (dict,list)) and k not in _places}
 
 def varying(
     cs:list # Cards of an experiment
