@@ -87,3 +87,96 @@ def test_world_sd3_takes_extractors_by_name(monkeypatch, tmp_path):
     assert ev.batch_size == 8 and {'perceptual_diversity','clip_diversity','fid','fid_base','alignment'} <= set(row) and 'accuracy' not in row
     assert (tmp_path/'00007.png').exists()
     with pytest.raises(ValueError, match="dreamsim"): evaluator('sd3', w.flow, w.reward, w.prompts, perceptual='dreamsin')
+
+# --- an evaluation on disk
+
+import sys
+from pathlib import Path
+from vggflow.evaluate import checksum, draw_images, evaluate_sets, image_file, image_noise, load_model, read_images, saved_images, score_images, set_numbers
+from vggflow.flow import GaussianFlow
+sys.path.insert(0, str(Path(__file__).parent))
+
+class Toy(GaussianFlow):
+    "Images of 8 x 8 from a Gaussian; counts what it draws"
+    def __init__(self, mean=0.): torch.manual_seed(0); super().__init__(torch.full((192,), mean), torch.full((192,), .5)); self.drawn = []
+    def prior(self, n, cond=None, generator=None): return torch.randn(n, 192, generator=generator)
+    def decode(self, x): self.drawn.append(len(x)); return (.5+.1*x).view(-1,3,8,8)
+    def describe(self): return dict(model='toy', guidance_scale=1.)
+
+PS, KW = ['a','b','c'], dict(n=4, steps=3, batch_size=5, progress=False)
+def bright(x, p): return x.mean((1,2,3))
+def blocks(x): return torch.nn.functional.avg_pool2d(x, 4).flatten(1)
+def everything(d): return {str(f.relative_to(d)): f.read_bytes() for f in sorted(Path(d).rglob('*')) if f.is_file()}
+
+def whole(out, flow):
+    for k,name in enumerate(('finetuned','base','base-again')): draw_images(out/name, flow, PS, seed=k, base=k > 0, **KW)
+    return evaluate_sets(out, {k: saved_images(out/k) for k in ('finetuned','base','base-again')}, dict(reward=bright), dict(perceptual=blocks), progress=False)
+
+def test_interrupted_evaluation_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    flow = Toy(); one = whole(tmp_path/'one', flow); assert sum(flow.drawn) == 36
+    class Killed(BaseException): "Nothing catches it"
+    replace = os.replace
+    for at in ('00001/00002.png', 'base/00000/00000.png', '00002.safetensors', 'evaluation.json'):   # cut at each of these, in this order
+        def stop(a, b):
+            if str(b).endswith(at): raise Killed()
+            replace(a, b)
+        with monkeypatch.context() as m, pytest.raises(Killed): m.setattr('vggflow.evaluate.os.replace', stop); whole(tmp_path/'two', Toy())
+    flow = Toy(); assert whole(tmp_path/'two', flow) == one and not flow.drawn   # everything was drawn before the last cut
+    a,b = everything(tmp_path/'one'),{k:v for k,v in everything(tmp_path/'two').items() if not k.endswith('.tmp')}; assert a == b and 'sheet.png' in a
+    r = one['sets']; assert set(r) == {'finetuned','base'} and {'reward','reward_std','perceptual_diversity','fid','fid_base','fid_n','fid_m'} == set(r['finetuned']) and 'fid' not in r['base']
+    assert [p['prompt'] for p in one['prompts']] == PS and np.mean([p['finetuned']['reward'] for p in one['prompts']]) == pytest.approx(r['finetuned']['reward'], abs=1e-6)
+
+def test_noise_is_of_the_image_alone(tmp_path):
+    flow = Toy(); draw_images(tmp_path/'a', flow, PS, seed=3, **KW); draw_images(tmp_path/'b', flow, PS, seed=3, **{**KW, 'n':6, 'batch_size':4})
+    a,b = (saved_images(tmp_path/k, n=4) for k in 'ab')
+    assert all((read_images(a[p])-read_images(b[p])).abs().max() <= 1/255+1e-6 for p in PS) and not torch.equal(image_noise(flow, 'a', 1, 0, 0), image_noise(flow, 'a', 1, 0, 1))
+    assert torch.equal(image_noise(flow, 'a', 1, 2, 3), image_noise(flow, 'b', 1, 2, 3)) and not torch.equal(image_noise(flow, 'a', 1, 2, 3), image_noise(flow, 'a', 1, 3, 2))
+
+@pytest.mark.parametrize('change,says', [(dict(seed=4), 'seed'), (dict(steps=4), 'times'), (dict(prompts=['a','b','d']), 'prompts'), (dict(flow=.2), 'weights'), (dict(base=True), 'model')])
+def test_a_folder_of_other_images_is_refused(tmp_path, change, says):
+    flow = Toy(); draw_images(tmp_path, flow, PS, seed=3, **KW); before = everything(tmp_path)
+    kw = {**KW, 'seed':3, **{k:v for k,v in change.items() if k not in ('flow','prompts')}}
+    with pytest.raises(ValueError, match=f'another.*{says}') as e: draw_images(tmp_path, Toy(change.get('flow', 0.)), change.get('prompts', PS), **kw)
+    assert '\n' not in str(e.value) and everything(tmp_path) == before
+
+def test_scores_are_kept_for_the_same_reward_and_images_only(tmp_path):
+    flow = Toy(); draw_images(tmp_path/'i', flow, PS, **KW); files = saved_images(tmp_path/'i'); calls = []
+    class Net(torch.nn.Module):
+        def __init__(self, w): super().__init__(); self.w = torch.nn.Parameter(torch.tensor([w]))
+        def forward(self, x, p): calls.append(len(x)); return self.w*x.mean((1,2,3))
+    score = lambda w: torch.cat([s['reward'] for s in score_images(tmp_path/'s', files, dict(reward=Net(w)), {}, progress=False)])
+    a = score(1.); assert sum(calls) == 12 and torch.equal(score(1.), a) and sum(calls) == 12
+    assert torch.allclose(score(2.), 2*a) and sum(calls) == 24 and torch.equal(score(1.), a) and sum(calls) == 36
+    Image.new('RGB', (8,8)).save(image_file(tmp_path/'i', 1, 2)); b = score(1.); assert sum(calls) == 40 and b[6] == 0 and torch.equal(b[:6], a[:6])
+    assert checksum(bright) != checksum(lambda x, p: x.mean((1,2,3))*2) and checksum(dict(a=1)) != checksum(dict(a=2)) and checksum(bright) == checksum(bright)
+
+def test_saved_images_of_others(tmp_path):
+    for k,p in enumerate(('an owl','a cat')):
+        for i in range(3+k): (tmp_path/p).mkdir(exist_ok=True); Image.new('RGB', (8,8), (40*k,i,0)).save(tmp_path/p/f'{i}.jpg')
+    assert list(saved_images(tmp_path)) == ['a cat','an owl'] and {len(v) for v in saved_images(tmp_path).values()} == {3} and list(saved_images(tmp_path, ['x','y'], 2)) == ['x','y']
+    (tmp_path/'prompts.json').write_text('["cat","owl"]'); assert list(saved_images(tmp_path)) == ['cat','owl']
+    for kw,says in [(dict(prompts=['x']), 'give one prompt for each'), (dict(n=4), 'has 3')]:
+        with pytest.raises(ValueError, match=says): saved_images(tmp_path, **kw)
+    Image.new('RGB', (9,8)).save(tmp_path/'a cat/0.jpg')
+    with pytest.raises(ValueError, match='different sizes'): read_images(saved_images(tmp_path)['cat'])
+    for bad in (tmp_path/'none', tmp_path/'a cat'):
+        with pytest.raises(OSError, match='no folder of images|no images in'): saved_images(bad)
+
+def test_numbers_of_one_image_a_prompt():
+    "Diversity and distances need two; the rest does not"
+    s = [dict(reward=torch.tensor([float(i)]), alignment=torch.tensor([.1]), **{'feature.perceptual': torch.rand(1,4)}) for i in range(3)]
+    assert set_numbers(s, s, s) == dict(reward=1., reward_std=pytest.approx((2/3)**.5), alignment=pytest.approx(.1), alignment_std=pytest.approx(0, abs=1e-6))
+
+def test_on_a_tiny_stable_diffusion(tmp_path):
+    "Base and finetuned of a pipeline from disk: equal before the adapter learns, and the alignment of CLIP features"
+    from tiny_sd3 import make_tiny_sd3
+    from vggflow.emoji import load_clip
+    model = make_tiny_sd3(tmp_path/'base'); flow = load_model(str(model), guidance_scale=2., lora_rank=4); kw = dict(n=2, steps=2, batch_size=3, progress=False, seed=1)
+    draw_images(tmp_path/'f', flow, ['a cat','an owl'], **kw); draw_images(tmp_path/'b', flow, ['a cat','an owl'], base=True, **kw)
+    f,b = saved_images(tmp_path/'f'),saved_images(tmp_path/'b'); assert all(torch.equal(read_images(f[p]), read_images(b[p])) for p in f)
+    with torch.no_grad(): [p.add_(.3*torch.randn(p.shape, generator=torch.Generator().manual_seed(0))) for p in flow.trainable_parameters()]
+    flow.save_lora(tmp_path/'lora'); again = load_model(str(model), tmp_path/'lora', guidance_scale=2.)
+    with pytest.raises(ValueError, match='another weights'): draw_images(tmp_path/'f', again, ['a cat','an owl'], **kw)
+    draw_images(tmp_path/'g', again, ['a cat','an owl'], **kw); g = saved_images(tmp_path/'g'); assert (read_images(g['a cat'])-read_images(b['a cat'])).abs().max() > .01
+    clip = load_clip(); r = evaluate_sets(tmp_path/'out', dict(finetuned=g, base=b), dict(reward=bright), dict(perceptual=clip, clip=clip), progress=False)
+    x = read_images([*g['a cat'], *g['an owl']]); assert r['sets']['finetuned']['alignment'] == pytest.approx(clip.similarity(x, ['a cat']*2+['an owl']*2).mean().item(), abs=1e-5)

@@ -131,3 +131,79 @@ def test_a_new_method_is_one_class_with_one_loss():
 def test_config_names_the_bad_value():
     with pytest.raises(ValueError, match='lr must be positive, got -1'): FinetuneConfig(lr=-1)
     with pytest.raises(ValueError, match='transitions must lie between 1 and the 3 steps of the sampler, got 5'): run(None, steps=3)
+
+
+# ---------------------------------------------------------------- micro-batches, average, optimisers, trackers
+
+def test_a_method_with_only_a_loss_has_no_micro_batches():
+    class Climb(Method):
+        def loss(self, flow, reward, batch): return -flow.velocity(batch.x0, batch.times[:1].expand(len(batch.x0))).mean(), dict(reward=0.)
+    assert len(run(None, Climb())[1].rows) == 6
+    with pytest.raises(ValueError, match='micro_batch=2: Climb has only a loss'): run(None, Climb(), micro_batch=2)
+    with pytest.raises(NotImplementedError, match='must have prepare and loss_on'): run(None, Method())
+
+
+def test_micro_batches_may_change_on_resume(tmp_path):
+    whole, h = run(tmp_path/'a'); run(tmp_path/'b', updates=4); other, h2 = run(tmp_path/'b', micro_batch=3, forward_batch=1)
+    assert len(h2.rows) == 6 and max((p-q).abs().max() for p, q in zip(whole.parameters(), other.parameters())) < 1e-5
+    assert [r['spread'] for r in h.rows] == pytest.approx([r['spread'] for r in h2.rows])
+
+
+def test_a_run_from_before_an_option_resumes_with_its_default(tmp_path):
+    whole, _ = run(tmp_path/'a'); run(tmp_path/'b', updates=4)
+    path = tmp_path/'b/config.json'; old = json.loads(path.read_text())
+    for k in ('micro_batch', 'forward_batch', 'ema', 'optimizer', 'log_to', 'sample_every'): del old['config'][k]
+    assert old['config']['shift'] == 1.
+    path.write_text(json.dumps(old)); again, _ = run(tmp_path/'b')
+    assert same(whole, again)
+    path.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match='config.ema: 0.0 ≠ 0.5'): run(tmp_path/'b', ema=.5)
+
+
+def test_the_average_is_evaluated_kept_and_left_behind(tmp_path):
+    def go(out, updates):
+        torch.manual_seed(0); flow = GaussianFlow([0., 0.], .6); seen = []
+        cfg = FinetuneConfig(updates=updates, batch_size=4, save_every=2, eval_every=1, ema=.5, lr=.1)
+        look = lambda f, u: seen.append({k: v.clone() for k, v in f.trainable_state().items()}) or {}
+        finetune(flow, linear, VGGFlow(), cfg, out=out, progress=False, evaluate=look)
+        return flow, seen
+    flow, seen = go(tmp_path/'a', 3); go(tmp_path/'b', 2); again, _ = go(tmp_path/'b', 3)
+    assert same(flow, again) and all(torch.equal(v, flow.trainable_state()[k]) for k, v in seen[-1].items())
+    from vggflow.checkpoint import load_checkpoint
+    parts = [load_checkpoint(tmp_path/'a/checkpoints'/u)[1] for u in ('000002', '000003')]
+    for k, v in parts[1]['ema'].items(): assert torch.allclose(v, .5*parts[0]['ema'][k]+.5*parts[1]['flow'][k], atol=1e-6) and torch.equal(v, seen[3][k])
+    assert any((parts[1]['flow'][k]-v).abs().max() > 1e-3 for k, v in parts[1]['ema'].items())
+
+
+def test_optimisers_by_name():
+    plain, fused = (run(None, optimizer=o)[0] for o in ('adamw', 'adamw-fused'))
+    assert max((p-q).abs().max() for p, q in zip(plain.parameters(), fused.parameters())) < 1e-4
+    with pytest.raises(ValueError, match="unknown optimizer 'adam': use one of adamw, adamw-fused"): FinetuneConfig(optimizer='adam')
+    try: import bitsandbytes  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match='needs bitsandbytes'): run(None, optimizer='adamw-8bit')
+
+
+def test_rows_go_to_trackers_of_accelerate(tmp_path, monkeypatch):
+    from accelerate import tracking
+    told = []
+    class Notes(tracking.GeneralTracker):
+        name, requires_logging_directory, main_process_only, tracker = 'notes', True, True, None
+        def __init__(self, run_name, logging_dir): super().__init__(); told.append(('start', run_name, logging_dir))
+        def start(self): pass
+        def store_init_configuration(self, values): told.append(('config', values))
+        def log(self, values, step=None, **kw): told.append((step, values))
+        def finish(self): told.append('end')
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, 'notes', Notes)
+    _, h = run(tmp_path, log_to='notes')
+    assert told[0] == ('start', 'vggflow', str(tmp_path)) and told[1][1]['config.lr'] == 5e-4 and told[-1] == 'end'
+    assert [(s, v['train/loss']) for s, v in told[2:-1]] == [(r['update'], r['loss']) for r in h.rows]
+    with pytest.raises(ValueError, match="no tracker 'note', only"): run(None, log_to='note')
+    if 'tensorboard' not in map(str, tracking.get_available_trackers()):
+        with pytest.raises(ImportError, match='pip install tensorboard'): run(None, log_to=('tensorboard',))
+
+
+def test_samples_along_the_way():
+    torch.manual_seed(0); flow = GaussianFlow([0.], .6); seen = []
+    finetune(flow, linear, ReFL(), FinetuneConfig(updates=5, batch_size=2, sample_every=2), progress=False, samples=lambda f, u: seen.append(u))
+    assert seen == [0, 2, 4, 5]

@@ -246,6 +246,31 @@ def test_clip_bounds_the_largest_reward_gradients(cls):
     assert loss(.8) < 1e-3*loss(None)
 
 
+# ---------------------------------------------------------------- as they were before `loss` was divided
+
+OPEN = dict(eta=lambda t: t/2, alpha=.7)   # leaves the boundary open
+RECORDED = {                               # loss, norm of all gradients
+    'residual': (lambda: VGGFlow(1.3, clip=.8, **OPEN), .436454, 1.3936), 'no correction': (lambda: VGGFlow(1.3, clip=.8, correction=False), .259781, .966738),
+    'trajectory': (lambda: VGGFlow(1.3, mode='trajectory', clip=.8), .30331, .995697), 'carried': (lambda: VGGFlow(1.3, mode='trajectory', mu=.9, clip=.8, **OPEN), 1.535114, 3.000401),
+    'exact': (lambda: VGGFlow(1.3, mode='exact', clip=.8, **OPEN), 1.068542, 1.75114), 'exact-jittered': (lambda: VGGFlow(1.3, mode='exact-jittered', clip=.8, **OPEN), .97271, 1.80206),
+    'finite-difference': (lambda: VGGFlow(1.3, mode='finite-difference', clip=.8), 2.588553, 2.693127), 'paper': (lambda: VGGFlow(1.3, mode='paper', clip=.8), 2.263195, 2.339339),
+    'PMP': (lambda: VGGFlowPMP(clip=.8), 3.493556, 4.460174), 'AM': (lambda: AdjointMatching(clip=.8), 3.103348, 7.916025), 'ReFL': (lambda: ReFL(.5, True), -.545893, .264423),
+    'DRaFT': (lambda: DRaFT(checkpointed=True), .458764, 2.738736), 'DRaFT-LV': (lambda: DRaFT(k=2, lv=2), .194099, 1.224004),
+    'DRaFT-LV, checkpointed': (lambda: DRaFT(k=1, lv=3, checkpointed=True, relu=True), -.360338, .046395)}
+
+
+@pytest.mark.parametrize('name', RECORDED)
+def test_prepare_and_loss_on_give_the_recorded_loss(name):
+    "Second batch of a seeded run in float32; recorded from the losses in one piece, which these were equal to in every bit"
+    make, loss, norm = RECORDED[name]; both = lambda x, p=None: quadratic(x)+wave(x)
+    torch.manual_seed(0); flow = MixtureFlow(torch.tensor([[1., 1.], [-1., .5], [0., -1.]]), .5); torch.nn.init.normal_(flow.residual.net[-1].weight, std=.3)
+    m = make(); m.setup(flow, both); g = seeded(1)
+    if getattr(m, 'learn', False): torch.nn.init.normal_(m.value.correction.net[-1].weight, std=.1)
+    for _ in range(2): l = m.loss(flow, both, Batch(flow.prior(8, generator=g), time_grid(10), generator=g, transitions=4))[0]
+    l.backward(); grads = [p.grad.flatten() for p in [*flow.parameters(), *m.parameters()] if p.grad is not None]
+    assert l.item() == pytest.approx(loss, rel=1e-4) and torch.cat(grads).norm().item() == pytest.approx(norm, rel=1e-4)
+
+
 # ---------------------------------------------------------------- options, randomness, resume
 
 @pytest.mark.parametrize('make,says', [

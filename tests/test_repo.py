@@ -14,7 +14,8 @@ IMPORTS = dict(flow=[], rewards=[], prompts=[], metrics=[], paper=[], experiment
     finetune=['flow','value','losses','methods','checkpoint','diagnostics'], sd3=['flow','torchvision_cpu'],
     emoji=['flow','sd3','rewards','prompts','metrics','torchvision_cpu'], plots=['paper','experiments','finetune'], claims=['plots','paper','experiments'], status=['experiments'],
     evaluate=[*theory,*worlds,'experiments'], train=[*theory,*worlds,'finetune','evaluate','experiments','diagnostics'],
-    cli=['train','evaluate','plots','experiments','equations','status','claims'])
+    cost=['flow','methods'], export=['sd3','value','checkpoint'], doctor=['train','emoji','sd3','rewards','prompts','torchvision_cpu'],
+    cli=['train','evaluate','plots','experiments','equations','status','claims','doctor','export','emoji','prompts','flow'])
 
 def bin_env(): return {**os.environ, 'PATH':f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 

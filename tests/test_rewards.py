@@ -7,8 +7,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-from vggflow.rewards import (CLIP_MEAN, CLIP_STD, REWARDS, AestheticReward, ClipReward, HPSv2Reward, PickScoreReward, affine_head, clip_pixels,
-                             clip_state, fitted, get_reward)
+from vggflow.rewards import (CLIP_MEAN, CLIP_STD, REWARDS, AestheticReward, ClipReward, HPSv2Reward, ImageReward, PickScoreReward, affine_head, check_reward, clip_pixels,
+                             clip_state, fitted, get_reward, parse_reward)
 
 SIZE, WIDTH, PROMPTS = 28, 24, ['a cat', 'an owl', 'a cat on a blue background']
 
@@ -168,7 +168,7 @@ def test_open_clip_itself_agrees():
 
 # --- errors, in one line each
 
-@pytest.mark.parametrize('name', ['aesthetic', 'hpsv2', 'pickscore', 'clip'])
+@pytest.mark.parametrize('name', ['aesthetic', 'hpsv2', 'pickscore', 'clip', 'imagereward'])
 @pytest.mark.parametrize('path', ['/nowhere/at/all', 'nobody/nothing'])
 def test_missing_model_says_what_to_do(name, path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1'); monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
@@ -176,9 +176,15 @@ def test_missing_model_says_what_to_do(name, path, monkeypatch):
     assert path in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 200
 
 def test_published_ids_are_the_defaults():
-    assert {'aesthetic','hpsv2','pickscore','clip'} <= REWARDS.keys()
+    assert {'aesthetic','hpsv2','pickscore','clip','imagereward'} <= REWARDS.keys()
     assert (AestheticReward.path, AestheticReward.head) == ('openai/clip-vit-large-patch14', 'trl-lib/ddpo-aesthetic-predictor')
     assert (HPSv2Reward.path, PickScoreReward.path) == ('xswu/HPSv2', 'yuvalkirstain/PickScore_v1')
+
+def test_a_clip_without_its_tokenizer_is_noticed(folder, tmp_path):
+    "transformers makes an empty tokenizer without a word: every prompt would be the same"
+    CLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match='no tokenizer|no CLIP model') as e: ClipReward.from_pretrained(tmp_path)
+    assert '\n' not in str(e.value)
 
 def test_missing_head_is_named(folder):
     with pytest.raises(OSError, match="no 'other.pth'|no other.pth"): AestheticReward.from_pretrained(folder, file='other.pth')
@@ -275,3 +281,131 @@ def test_manifest_lists_the_rewards():
     m = json.loads((data_dir()/'emoji/manifest.json').read_text())
     for k in EMOJI.values():
         assert {f'{k}/config.json', f'{k}/model.safetensors', f'{k}/tokenizer.json'} <= m['files'].keys() and m['made'][k]['notebook'] == 'nbs/emoji/scorers.ipynb'
+
+# --- ImageReward, on random weights under the published names
+
+IR = dict(d=128, h=64, patch=7, layers=2)
+
+def published_weights(seed=3):
+    "A state dict as THUDM/ImageReward publishes it, small; heads are 64 numbers wide as in every BLIP"
+    g = torch.Generator().manual_seed(seed); d, h, s = IR['d'], IR['h'], {}; w = lambda *n: torch.randn(*n, generator=g)
+    def lin(name, a, b): s[name+'.weight'], s[name+'.bias'] = w(a,b)/b**.5, .1*w(a)
+    def ln(name, n): s[name+'.weight'], s[name+'.bias'] = 1+.1*w(n), .1*w(n)
+    v, t = 'blip.visual_encoder.', 'blip.text_encoder.'
+    s[v+'cls_token'], s[v+'pos_embed'] = w(1,1,d), w(1,(SIZE//IR['patch'])**2+1,d); s[v+'patch_embed.proj.weight'], s[v+'patch_embed.proj.bias'] = w(d,3,7,7)/12, .1*w(d); ln(v+'norm', d)
+    s[t+'embeddings.position_ids'] = torch.arange(40)[None]; s[t+'embeddings.word_embeddings.weight'], s[t+'embeddings.position_embeddings.weight'] = w(60,h), w(40,h); ln(t+'embeddings.LayerNorm', h)
+    for i in range(IR['layers']):
+        b = f'{v}blocks.{i}.'; lin(b+'attn.qkv', 3*d, d); lin(b+'attn.proj', d, d); lin(b+'mlp.fc1', 4*d, d); lin(b+'mlp.fc2', d, 4*d); ln(b+'norm1', d); ln(b+'norm2', d)
+        b = f'{t}encoder.layer.{i}.'
+        for at, k in (('attention', h), ('crossattention', d)):
+            lin(f'{b}{at}.self.query', h, h); lin(f'{b}{at}.self.key', h, k); lin(f'{b}{at}.self.value', h, k); lin(f'{b}{at}.output.dense', h, h); ln(f'{b}{at}.output.LayerNorm', h)
+        lin(b+'intermediate.dense', 4*h, h); lin(b+'output.dense', h, 4*h); ln(b+'output.LayerNorm', h)
+    n = h
+    for i, m in zip((0,2,4,6,7), (1024,128,64,16,1)): lin(f'mlp.layers.{i}', m, n); n = m
+    return s
+
+def published_score(s, pixels, ids, mask):
+    "The scoring recipe of ImageReward written out: BLIP's image encoder, its text encoder with cross-attention, the linear layers, zero and unit"
+    lin = lambda x, n: F.linear(x, s[n+'.weight'], s[n+'.bias']); ln = lambda x, n, eps: F.layer_norm(x, x.shape[-1:], s[n+'.weight'], s[n+'.bias'], eps)
+    heads = lambda x: x.unflatten(-1, (-1,64)).transpose(1,2); join = lambda x: x.transpose(1,2).flatten(2); v, t = 'blip.visual_encoder.', 'blip.text_encoder.'
+    x = F.conv2d(pixels, s[v+'patch_embed.proj.weight'], s[v+'patch_embed.proj.bias'], stride=IR['patch']).flatten(2).mT
+    x = torch.cat([s[v+'cls_token'].expand(len(x),-1,-1), x], 1) + s[v+'pos_embed']
+    for i in range(IR['layers']):
+        b = f'{v}blocks.{i}.'; q, k, val = (heads(y) for y in lin(ln(x, b+'norm1', 1e-6), b+'attn.qkv').chunk(3, -1))
+        x = x + lin(join((q@k.mT/8).softmax(-1)@val), b+'attn.proj'); x = x + lin(F.gelu(lin(ln(x, b+'norm2', 1e-6), b+'mlp.fc1')), b+'mlp.fc2')
+    seen = ln(x, v+'norm', 1e-6)
+    y = ln(s[t+'embeddings.word_embeddings.weight'][ids] + s[t+'embeddings.position_embeddings.weight'][:ids.shape[1]], t+'embeddings.LayerNorm', 1e-12); hidden = (1-mask[:,None,None].float())*-1e4
+    for i in range(IR['layers']):
+        b = f'{t}encoder.layer.{i}.'
+        for at, over, m in (('attention', y, hidden), ('crossattention', seen, 0)):
+            over = y if at == 'attention' else seen; q, k, val = heads(lin(y, f'{b}{at}.self.query')), heads(lin(over, f'{b}{at}.self.key')), heads(lin(over, f'{b}{at}.self.value'))
+            y = ln(lin(join((q@k.mT/8+m).softmax(-1)@val), f'{b}{at}.output.dense')+y, f'{b}{at}.output.LayerNorm', 1e-12)
+        y = ln(lin(F.gelu(lin(y, b+'intermediate.dense')), b+'output.dense')+y, b+'output.LayerNorm', 1e-12)
+    h = y[:,0]
+    for i in (0,2,4,6,7): h = lin(h, f'mlp.layers.{i}')
+    return (h[:,0]-0.16717362830052426)/1.0333394966054072
+
+@pytest.fixture(scope='module')
+def blip(tmp_path_factory):
+    from transformers import BertTokenizer
+    path = tmp_path_factory.mktemp('blip'); letters = 'abcdefghijklmnopqrstuvwxyz'; torch.save(published_weights(), path/'ImageReward.pt')
+    BertTokenizer(vocab={t:i for i,t in enumerate(['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]', *letters, *['##'+c for c in letters]])}).save_pretrained(path)
+    return path
+
+def test_imagereward_is_the_published_recipe(blip, pictures):
+    from transformers import BertTokenizer
+    _, x = pictures; s = published_weights(); c = lambda v: torch.tensor(v).view(3,1,1); r = ImageReward.from_pretrained(blip); prompts = ['a cat', 'an owl', 'z'*60]
+    ids = BertTokenizer.from_pretrained(blip)(prompts, padding='max_length', truncation=True, max_length=35, return_tensors='pt')
+    assert ids.input_ids.shape == (3,35) and ids.input_ids[0,0] == 2 and ids.attention_mask.sum(1).tolist() == [6, 7, 35]
+    want = published_score(s, (x-c(CLIP_MEAN))/c(CLIP_STD), ids.input_ids, ids.attention_mask)
+    close(r(x, prompts), want, 2e-5); assert want.std() > .01
+    for k in ('blip.text_encoder.encoder.layer.1.crossattention.self.value.weight', 'blip.visual_encoder.blocks.0.attn.proj.bias', 'mlp.layers.6.bias'):   # teeth: every part matters
+        off = published_score({**s, k: 1.1*s[k]}, (x-c(CLIP_MEAN))/c(CLIP_STD), ids.input_ids, ids.attention_mask); assert (off-want).abs().max() > 5e-4, k
+
+@pytest.mark.parametrize('hw', [(SIZE,SIZE), (40,52)])
+def test_imagereward_gradient_against_finite_differences(blip, hw):
+    r = ImageReward.from_pretrained(blip).double(); g = torch.Generator().manual_seed(1); x = torch.rand(2,3,*hw, generator=g, dtype=torch.double).requires_grad_(True); h = 1e-5
+    grad, = torch.autograd.grad(r(x, PROMPTS[:2]).sum(), x)
+    for _ in range(3):
+        d = torch.randn(x.shape, generator=g, dtype=torch.double)
+        with torch.no_grad(): slope = (r(x+h*d, PROMPTS[:2]).sum()-r(x-h*d, PROMPTS[:2]).sum())/(2*h)
+        assert abs((grad*d).sum()-slope) < 1e-6*slope.abs().clamp(min=1e-3)
+    assert not any(p.requires_grad for p in r.parameters()) and check_reward(r.float()) == []
+
+def test_imagereward_says_what_is_wrong(blip, folder, tmp_path):
+    s = published_weights(); s.pop('blip.visual_encoder.blocks.1.attn.qkv.bias'); torch.save(s, tmp_path/'ImageReward.pt')
+    (tmp_path/'whole').mkdir(); torch.save(published_weights(), tmp_path/'whole/ImageReward.pt')
+    for kw,says in [(dict(path=tmp_path, tokenizer=blip), 'no weights encoder.layers.1.self_attn.qkv.bias'), (dict(path=folder, file='aesthetic-model.pth', tokenizer=blip), 'not a checkpoint of ImageReward'),
+                    (dict(path=tmp_path/'whole'), 'no BERT tokenizer'), (dict(path='/nowhere'), "no ImageReward.pt in '/nowhere'")]:
+        with pytest.raises((ValueError, OSError), match=says) as e: ImageReward.from_pretrained(**kw)
+        assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='give prompts'): ImageReward.from_pretrained(blip)(torch.rand(1,3,SIZE,SIZE))
+
+# --- rewards from text
+
+def test_weighted_sums_from_text(folder, pictures):
+    x = pictures[1]; r = get_reward(f'clip@{folder}=0.5, aesthetic@{folder},redness=-2')
+    want = .5*ClipReward.from_pretrained(folder)(x, PROMPTS) + AestheticReward.from_pretrained(folder)(x) - 2*get_reward('redness')(x)
+    close(r(x, PROMPTS), want, 1e-6); assert r.__qualname__.startswith('clip@') and len(list(r.parameters())) > 50
+    close(get_reward('redness=2')(x), 2*get_reward('redness')(x), 1e-6)
+    assert [tuple(t) for t in parse_reward('a@/x y/z#abc=2,m:f')] == [('a',2.,'/x y/z','abc'), ('m:f',1.,None,None)]
+    for bad in ('', 'a,,b', 'clip=x', '=2', '@/x'):
+        with pytest.raises(ValueError, match='cannot be read') as e: get_reward(bad)
+        assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='takes no path'): get_reward('redness@/somewhere')
+    with pytest.raises(ValueError, match='at once'): get_reward('redness,clip', path=folder)
+
+def test_plugins(tmp_path, monkeypatch, pictures):
+    x = pictures[1]; (tmp_path/'mine.py').write_text('import torch\ndef dark(images, prompts=None): return -images.mean((1,2,3))\nclass Net(torch.nn.Module):\n    def __init__(self, path="none"): super().__init__(); self.path = path\n'
+        '    def forward(self, images, prompts): return images.amax((1,2,3))\nnet = Net()\ndef make(path="default"): return Net(path)\n1/1\n'); (tmp_path/'broken.py').write_text('1/0')
+    at = f'{tmp_path}/mine.py'; close(get_reward(at+':dark')(x), -x.mean((1,2,3)), 1e-6)
+    assert get_reward(at+':Net').path == 'none' and get_reward(at+':make@/there').path == '/there' and get_reward(at+':net')(x, PROMPTS).shape == (3,)
+    monkeypatch.syspath_prepend(tmp_path); close(get_reward('mine:dark=3')(x), -3*x.mean((1,2,3)), 1e-6)
+    from importlib.metadata import EntryPoint
+    point = EntryPoint('night', 'mine:dark', 'vggflow.rewards'); monkeypatch.setattr('vggflow.rewards.entry_points', lambda group: [point])
+    close(get_reward('night')(x), -x.mean((1,2,3)), 1e-6)
+    for bad,says in [(at+':light', 'light'), (f'{tmp_path}/broken.py:f', 'division by zero'), (f'{tmp_path}/none.py:f', 'no file'), ('nomodule:f', 'nomodule'), ('nigh', "did you mean 'night'")]:
+        with pytest.raises(ValueError, match=says) as e: get_reward(bad)
+        assert '\n' not in str(e.value)
+
+def test_published_ids_are_pinned(monkeypatch):
+    "The known commit is asked for, another where one is named, and none for a folder"
+    from vggflow.rewards import REVISIONS, _at
+    assert all(len(v) == 40 and int(v, 16) for v in REVISIONS.values()) and {ClipReward.path, PickScoreReward.path, HPSv2Reward.path, ImageReward.path, ImageReward.tokenizer_path} <= REVISIONS.keys()
+    asked = []; monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda repo, name, revision=None: asked.append((repo, name, revision)) or '/dev/null')
+    from vggflow.rewards import _file
+    _file('xswu/HPSv2', 'x.pt'); _file('xswu/HPSv2', 'x.pt', 'main'); _file('me/mine', 'x.pt')
+    assert asked == [('xswu/HPSv2','x.pt',REVISIONS['xswu/HPSv2']), ('xswu/HPSv2','x.pt','main'), ('me/mine','x.pt',None)] and _at('/tmp') == {}
+
+@pytest.mark.parametrize('reward,says', [(lambda x, p: x.mean(), 'shape'), (lambda x, p: x.mean((1,2)), 'shape'), (lambda x, p: x.mean((1,2,3)).tolist(), 'list'), (lambda x, p: x.mean((1,2,3))*float('nan'), 'finite'),
+    (lambda x, p: (255*x).round().mean((1,2,3)), 'no gradient'), (lambda x, p: x.detach().mean((1,2,3)), 'no gradient'), (torch.no_grad()(lambda x, p: x.mean((1,2,3))), 'no gradient'),
+    (lambda x, p: x.mean((1,2,3)).long(), 'floats'), (lambda x, p: x.numpy(), 'failed'), (lambda x: x, 'failed'), (lambda x, p: (x-x.detach()).square().sum((1,2,3)).sqrt(), 'not finite')])
+def test_check_reward_finds(reward, says):
+    torch.manual_seed(5); a = torch.rand(3); torch.manual_seed(5)
+    with torch.no_grad(), pytest.raises(ValueError, match=says) as e: check_reward(reward, name='mine')
+    assert "'mine'" in str(e.value) and '\n' not in str(e.value) and torch.equal(torch.rand(3), a)   # no global noise is drawn
+
+def test_check_reward_notes(folder):
+    assert check_reward(PickScoreReward.from_pretrained(folder)) == [] and check_reward(AestheticReward.from_pretrained(folder)) == ['the prompts do not matter']
+    assert 'depends on the others' in check_reward(lambda x, p: x.mean((1,2,3))/len(x))[-1] and check_reward(lambda x, p: x.double().mean((1,2,3)))[0] == 'computed in float64'
+    assert check_reward(lambda x, p: x.mean((1,2,3)), torch.rand(3,3,8,8), ['a','b','c']) == ['the prompts do not matter']

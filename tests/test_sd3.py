@@ -1,12 +1,15 @@
 "The adapter for Stable Diffusion 3, on the emoji pipeline and on a random one with other settings"
 import math, pytest, torch
-from diffusers import StableDiffusion3Pipeline, SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, StableDiffusion3Pipeline, SD3Transformer2DModel
+from huggingface_hub import errors as hub
+from tiny_sd3 import make_tiny_sd3, make_tiny_taesd
 import vggflow
 from vggflow.emoji import asset, load_flow, load_reward
+from vggflow.export import export_lora, load_correction
 from vggflow.finetune import FinetuneConfig, finetune
 from vggflow.flow import sample, time_grid
-from vggflow.methods import VGGFlow
-from vggflow.sd3 import SD3Flow, quietly, soft_clamp
+from vggflow.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
+from vggflow.sd3 import SD3Flow, lora_settings, quietly, soft_clamp
 
 COND = ['a cat', 'an owl', 'a fish on a blue background']
 
@@ -132,3 +135,224 @@ def test_every_mode_in_half_precision_with_guidance(options):
     if method.learn:
         with torch.no_grad(): g = method.value.nu(x, t, COND[:2], base, torch.zeros_like(x))
         assert h.rows[-1]['consistency']>0 and g.dtype==torch.float32 and g.abs().max()>0
+
+# ---- tiny pipelines saved and reloaded: all three text encoders, without T5, and of the kind of 3.5
+
+TWO = ['a cat','two owl']
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    "Folders of pipelines, made once"
+    root = tmp_path_factory.mktemp('tiny')
+    return dict(t5=make_tiny_sd3(root/'t5'), no_t5=make_tiny_sd3(root/'no_t5', t5=False), sd35=make_tiny_sd3(root/'sd35', sd35=True, dtype=torch.bfloat16),
+                wide=make_tiny_sd3(root/'wide', heads=4), taesd=make_tiny_taesd(root/'taesd'), root=root)
+
+def reload(folder, shake=.2, **kw):
+    "A flow from disk, with an adapter that is not zero unless `shake` is"
+    torch.manual_seed(3)
+    with quietly(): f = SD3Flow.from_pretrained(folder, **{'max_sequence_length':8, 'text_batch':1, **kw})
+    f.pipe.set_progress_bar_config(disable=True)
+    for p in f.trainable_parameters() if shake else (): torch.nn.init.normal_(p, std=shake)
+    return f
+
+X,T = torch.randn(2,4,8,8, generator=torch.Generator().manual_seed(0)),torch.tensor([.2,.7])
+def pull(f): return torch.func.vjp(lambda y: f.base_velocity(y, T, TWO), X)[1](X)[0]
+def pull_by_autograd(f):
+    y = X.clone().requires_grad_(); return torch.autograd.grad((f.base_velocity(y, T, TWO)*X).sum(), y)[0]
+def adapter_gradient(f):
+    torch.manual_seed(5); return torch.autograd.grad((f.velocity(X, T, TWO)*X).sum(), f.trainable_parameters())
+def same(a, b, eps=1e-5): return all(torch.allclose(p, q, atol=eps*(1+q.abs().max().item())) for p,q in zip(a, b))
+
+@pytest.mark.parametrize('kind', ['t5','no_t5'])
+def test_stock_pipeline_draws_the_same_bit_for_bit(tiny, kind, tmp_path):
+    "Own sampler, own scheduler times, own LoRA file against `StableDiffusion3Pipeline.__call__` with guidance; T5 present and absent"
+    f = reload(tiny[kind], guidance_scale=4., max_sequence_length=256, lora_rank=4, lora_alpha=6); f.save_lora(tmp_path)
+    none = {} if kind=='t5' else dict(text_encoder_3=None, tokenizer_3=None)
+    with quietly(): pipe = StableDiffusion3Pipeline.from_pretrained(tiny[kind], **none)
+    pipe.set_progress_bar_config(disable=True)
+    def images(p, what='pt'): return p(TWO, latents=X, num_inference_steps=5, guidance_scale=4., output_type=what).images
+    plain = images(pipe, 'latent'); pipe.load_lora_weights(tmp_path)
+    with torch.no_grad(): own = sample(f, X, f.times(5), TWO).x1; shown = f.decode(own).clamp(0,1)
+    assert torch.equal(images(pipe), images(f.pipe)) and (images(pipe, 'latent')-plain).abs().max()>1e-2
+    assert torch.allclose(own, images(pipe, 'latent'), atol=1e-5) and torch.allclose(shown, images(pipe), atol=1e-5)
+
+def test_times_are_the_schedulers(tiny):
+    f = reload(tiny['t5']); s = FlowMatchEulerDiscreteScheduler.from_pretrained(tiny['t5']/'scheduler')
+    for n in (1,5,20):
+        s.set_timesteps(n); assert torch.equal((1000*(1-f.times(n)[:-1])).float(), s.timesteps) and f.times(n)[0]==0 and f.times(n)[-1]==1
+    assert torch.equal(f.times(5, 2.), time_grid(5, 2.)) and torch.allclose(f.times(5).float(), time_grid(5, 3.), atol=1e-6)
+    f.pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match='use_dynamic_shifting=True.*give a shift'): f.times(5)
+    f.pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(ValueError, match='FlowMatchHeunDiscreteScheduler'): f.times(5)
+
+@pytest.mark.parametrize('scale', [1.,3.])
+def test_checkpointing_changes_no_gradient(tiny, scale):
+    "The adapter's, and the base's by torch.func and by autograd; the adapter is on again afterwards"
+    f = reload(tiny['t5'], guidance_scale=scale, lora_dropout=.3); a,b = pull(f),adapter_gradient(f)
+    with torch.no_grad(): v = f.velocity(X, T, TWO)
+    f.gradient_checkpointing(True)
+    assert torch.equal(pull(f), a) and torch.equal(pull_by_autograd(f), a) and same(adapter_gradient(f), b)
+    with torch.no_grad(): assert torch.equal(f.velocity(X, T, TWO), v)
+
+def test_checkpointing_keeps_less(tiny):
+    "Bytes that the VJP of the base keeps"
+    f,kept = reload(tiny['t5']),[]
+    for on in (False,True):
+        f.gradient_checkpointing(on); n = 0
+        def count(x): nonlocal n; n += x.numel(); return x
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x): f.base_velocity(X.clone().requires_grad_(), T, TWO)
+        kept.append(n)
+    assert kept[1]<.5*kept[0]
+
+def test_guidance_in_turn_and_detached_base(tiny):
+    both,turn,off,plain = (reload(tiny['t5'], **kw) for kw in (dict(guidance_scale=3.), dict(guidance_scale=3., cfg_batched=False), dict(guidance_scale=3., detach_base=True), {}))
+    with torch.no_grad(): assert torch.allclose(both.velocity(X, T, TWO), turn.velocity(X, T, TWO), atol=1e-5)
+    assert torch.allclose(pull(both), pull(turn), atol=1e-5) and torch.allclose(pull(off), 3*pull(plain), atol=1e-5) and not torch.allclose(pull(both), pull(off), atol=1e-2)
+
+def test_dropout_acts_in_training_only(tiny):
+    f,g = reload(tiny['t5'], lora_dropout=.5),reload(tiny['t5'])
+    with torch.no_grad(): assert torch.equal(f.velocity(X, T, TWO), g.velocity(X, T, TWO)) and torch.equal(f.base_velocity(X, T, TWO), g.base_velocity(X, T, TWO))
+    assert torch.equal(f.base_velocity(X, T, TWO), g.base_velocity(X, T, TWO)) and torch.equal(pull(f), pull(g))
+    assert not same(adapter_gradient(f), adapter_gradient(g), 1e-2) and not any(d.training for d in f._drops)
+
+def test_decoders(tiny):
+    "Slicing, tiling and recomputation give the plain decoder's gradient; the tiny decoder works where gradients are wanted"
+    grad = lambda f: torch.func.grad(lambda z: f.decode(z).square().sum())(2*X)
+    f = reload(tiny['t5']); want = grad(f)
+    for kw in (dict(decode_checkpointing=True), dict(vae_slicing=True)): assert torch.allclose(grad(reload(tiny['t5'], **kw)), want, atol=1e-5)
+    g = reload(tiny['t5'], vae_tiling=True); g.vae.tile_latent_min_size,g.vae.tile_sample_min_size = 4,8
+    tiled = grad(g); g.configure(vae_tiling=True, decode_checkpointing=True); assert torch.allclose(grad(g), tiled, atol=1e-5) and not torch.allclose(tiled, want, atol=1e-2)
+    h = reload(tiny['t5'], taesd=tiny['taesd'])
+    with torch.no_grad(): assert torch.equal(h.decode(X), f.decode(X))
+    small = grad(h); h.configure(decode_checkpointing=True)
+    assert h.decode(X).shape==(2,3,16,16) and torch.allclose(grad(h), small, atol=1e-5) and not torch.allclose(small, want, atol=1e-2)
+
+def test_compiled_calls_are_the_same(tiny):
+    "Without gradients, finetuned and base"
+    f,g = reload(tiny['t5'], compile='eager'),reload(tiny['t5'])
+    with torch.no_grad():
+        for _ in range(2): assert torch.allclose(f.velocity(X, T, TWO), g.velocity(X, T, TWO), atol=1e-5) and torch.allclose(f.base_velocity(X, T, TWO), g.base_velocity(X, T, TWO), atol=1e-5)
+        assert torch.allclose(f.decode(X), g.decode(X), atol=1e-5)
+    assert torch.allclose(pull(f), pull(g), atol=1e-5)
+
+def test_prompts_on_disk(tiny, tmp_path):
+    "Read back exactly; damaged and foreign files, other lengths and a missing T5 are told apart"
+    a = reload(tiny['t5'], embeddings=tmp_path).encode(TWO); files = sorted(tmp_path.iterdir()); assert len(files)==2
+    b = reload(tiny['no_t5'], embeddings=tmp_path).encode(TWO); reload(tiny['t5'], embeddings=tmp_path, max_sequence_length=4).encode(TWO)
+    others = [f for f in tmp_path.iterdir() if f not in files]; assert len(others)==4 and not torch.equal(a[0], b[0])
+    files[0].write_bytes(b'junk'); files[1].write_bytes(others[0].read_bytes())
+    f = reload(tiny['t5'], embeddings=tmp_path); made = []; real = f.pipe.encode_prompt
+    f.pipe.encode_prompt = lambda p,*r,**k: (made.extend(p), real(p, *r, **k))[1]
+    assert torch.equal(f.encode(TWO)[0], a[0]) and made==TWO
+    f.drop_text_encoders(); g = reload(tiny['t5'], embeddings=tmp_path); g.drop_text_encoders()
+    assert g.pipe.text_encoder_3 is None and torch.equal(g.encode(TWO)[1], a[1])   # after the encoders have gone
+    with pytest.raises(ValueError, match='encode\\(prompts\\)'): g.encode(['a horse'])
+
+def test_size_and_targets(tiny):
+    f = reload(tiny['sd35'], image_size=8, lora_targets=['attn.to_q']); assert f.prior(1).shape==(1,4,4,4) and f.decode(f.prior(1)).shape==(1,3,8,8)
+    assert f.velocity(f.prior(1), T[:1], TWO[:1]).shape==(1,4,4,4) and f.describe()['latent_size']==4 and f.describe()['lora_targets']==['attn.to_q']
+    assert any('attn2.to_q' in k for k in reload(tiny['sd35']).trainable_state()) and not any('attn2' in k for k in f.trainable_state())
+    assert reload(tiny['sd35']).transformer.dtype==torch.float32 and reload(tiny['t5'], dtype='bf16').transformer.dtype==torch.bfloat16 and reload(tiny['t5'], dtype='bf16').velocity(X, T, TWO).dtype==torch.float32
+
+def test_from_a_pipeline_object(tiny):
+    f = reload(make_tiny_sd3(None), lora_rank=2); g = reload(tiny['t5'], lora_rank=2); assert f.describe()['model']=='unnamed'
+    with torch.no_grad(): assert torch.allclose(f.velocity(X, T, TWO), g.velocity(X, T, TWO), atol=1e-5)
+    assert SD3Flow.from_pretrained(make_tiny_sd3(None), dtype='bf16').transformer.dtype==torch.bfloat16
+
+@pytest.mark.parametrize('options,text', [(dict(lora_rnak=4), "did you mean \\['lora_rank'\\]"), (dict(image_size=15), 'multiple of 4 up to 32'), (dict(correction='unet'), "'transformer' or 'adapter'"),
+    (dict(device='cuda'), 'no CUDA GPU'), (dict(dtype='bf17'), 'bfloat16'), (dict(lora_dropout=1.), 'lora_dropout'), (dict(taesd='VAE'), 'not an AutoencoderTiny')], ids=str)
+def test_wrong_options_are_refused(tiny, options, text):
+    if options.get('device') and torch.cuda.is_available(): pytest.skip('there is a GPU')
+    with pytest.raises(ValueError, match=text): reload(tiny['t5'], **{k: tiny['t5']/'vae' if v=='VAE' else v for k,v in options.items()})
+
+def test_other_models_are_refused(tiny):
+    with pytest.raises(ValueError, match='5 channels'): reload(tiny['t5'], taesd=make_tiny_taesd(tiny['root']/'five', channels=5))
+    with pytest.raises(ValueError, match='has an adapter already'): SD3Flow(reload(tiny['t5']).pipe)
+    with pytest.raises(ValueError, match='did you mean .*wide'): reload(tiny['root']/'wid')
+    with pytest.raises(ValueError, match='no model_index.json'): reload(tiny['taesd'])
+    broken = tiny['root']/'broken'; broken.mkdir(); (broken/'model_index.json').write_text((tiny['t5']/'model_index.json').read_text())
+    with pytest.raises(ValueError, match='is missing'): reload(broken)
+    (broken/'model_index.json').write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ValueError, match='holds a FluxPipeline, not a StableDiffusion3Pipeline'): reload(broken)
+
+@pytest.mark.parametrize('error,text', [('GatedRepoError', 'accept its licence at https://huggingface.co/stabilityai/.*hf auth login'), ('RepositoryNotFoundError', 'did you mean stabilityai/stable-diffusion-3.5-medium.*hf auth login'),
+    ('RevisionNotFoundError', "no revision 'v9'"), ('LocalEntryNotFoundError', 'hf download'), ('EntryNotFoundError', 'not in the format of diffusers'), ('OfflineModeIsEnabled', 'check the connection')])
+def test_errors_of_the_hub_name_the_remedy(monkeypatch, error, text):
+    "And nothing large is asked for"
+    e = getattr(hub, error).__new__(getattr(hub, error), 'text')
+    def fail(*a, **k): raise e
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', fail); monkeypatch.setattr(StableDiffusion3Pipeline, 'from_pretrained', lambda *a, **k: pytest.fail('asked for the weights'))
+    with pytest.raises(ValueError, match=text): SD3Flow.from_pretrained('stabilityai/stable-difusion-3.5-medium', revision='v9')
+
+def test_a_lora_that_does_not_fit(tiny, tmp_path):
+    "The first layer and both shapes are named"
+    reload(tiny['t5'], lora_rank=4, lora_alpha=6).save_lora(tmp_path/'l'); name = 'transformer_blocks.0.attn.add_k_proj'
+    s = lora_settings(tmp_path/'l'); assert (s['lora_rank'],s['lora_alpha'])==(4,6) and 'attn.to_q' in s['lora_targets']
+    for folder,kw,text in [('wide', dict(lora_rank=4, lora_alpha=6), rf'another architecture: at {name} it has \(4, 16\), this model \(4, 32\)'), ('t5', {}, rf'{name} it has \(4, 16\), the flow \(8, 16\).*lora_rank'),
+                           ('t5', dict(lora_rank=4), 'lora_alpha 6, the flow 4'), ('t5', {**s, 'lora_targets':['attn.to_q']}, f'{name} is adapted in it only.*lora_targets')]:
+        with pytest.raises(ValueError, match=text): reload(tiny[folder], **kw).load_lora(tmp_path/'l')
+    with pytest.raises(ValueError, match='no adapter can be read'): reload(tiny['t5']).load_lora(tmp_path/'nothing')
+    f = reload(tiny['t5'], shake=0, **s); f.load_lora(tmp_path/'l'); assert all(p.abs().max()>0 for p in f.trainable_parameters())
+
+@pytest.mark.parametrize('on', [False,True], ids=['plain','checkpointed'])
+def test_adapter_correction(tiny, on):
+    "Zero at the start; reads prompt, time, state and hints; differentiable forwards and backwards; the flow does not notice it"
+    f = reload(tiny['t5'], correction='adapter', guidance_scale=2., gradient_checkpointing=on)
+    with torch.no_grad(): before = f.velocity(X, T, TWO),f.base_velocity(X, T, TWO)
+    nu,hints = f.make_correction(),(X,X.flip(0)); assert nu(X, T, TWO, hints).abs().max()==0
+    for p in nu.parameters(): torch.nn.init.normal_(p, std=.2)
+    out = nu(X, T, TWO, hints); out.square().sum().backward(); assert all(p.grad is not None for p in nu.parameters()) and all(p.grad.abs().max()>0 for p in [*nu.inlet.parameters(), *nu.head.parameters()]) and sum(p.grad.abs().max()>0 for p in nu.lora.values())>.8*len(nu.lora)
+    for other in (nu(X, T, TWO[::-1], hints), nu(X, T+.1, TWO, hints), nu(X.flip(1), T, TWO, hints), nu(X, T, TWO, hints[::-1])): assert (out-other).abs().max()>1e-4
+    _,tangent = torch.func.jvp(lambda y: nu(y, T, TWO, hints), (X,), (X,))
+    with torch.no_grad(): fd = (nu(1.001*X, T, TWO, hints)-nu(.999*X, T, TWO, hints))/2e-3
+    assert (tangent-fd).norm()<1e-2*fd.norm()
+    with torch.no_grad(): assert torch.equal(f.velocity(X, T, TWO), before[0]) and torch.equal(f.base_velocity(X, T, TWO), before[1])
+    assert all(p.requires_grad and p.grad is None for p in f.trainable_parameters()) and not any('correction' in k for k in f.trainable_state())
+
+# ---- all methods
+
+METHODS = dict(vgg=lambda: VGGFlow(beta=5., clip=.8), pmp=lambda: VGGFlowPMP(beta=5.), am=lambda: AdjointMatching(beta=5.), draft=lambda: DRaFT(k=2), refl=lambda: ReFL(last=.5))
+PALE = lambda images, prompts: (images.mean((1,2,3))*torch.tensor([1.+('cat' in p) for p in prompts]))
+
+def update(folder, method, out=None, updates=1, seed=0, **kw):
+    "A run of a few updates on a pipeline from disk"
+    f = reload(folder, shake=0, **kw); m = METHODS[method]()
+    h = finetune(f, PALE, m, FinetuneConfig(updates=updates, batch_size=2, steps=4, transitions=2, lr=1e-2, seed=seed, save_every=1), out=out, prompts=[*TWO,'a red fish'], progress=False)
+    assert all(math.isfinite(v) for r in h.rows for v in r.values() if isinstance(v, float)); return f,m,h
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('kind,scale', [('t5',3.),('no_t5',1.)])
+def test_every_method_on_a_reloaded_pipeline(tiny, method, kind, scale):
+    "One update moves the adapter and leaves the base alone; all memory savers on, it does the same"
+    f,_,h = update(tiny[kind], method, guidance_scale=scale); g = reload(tiny[kind], shake=0, guidance_scale=scale)
+    with torch.no_grad(): assert torch.equal(f.base_velocity(X, T, TWO), g.base_velocity(X, T, TWO)) and not torch.equal(f.velocity(X, T, TWO), g.velocity(X, T, TWO))
+    saved,_,h2 = update(tiny[kind], method, guidance_scale=scale, cfg_batched=False, gradient_checkpointing=True, decode_checkpointing=True)
+    assert h2.rows[0]['loss']==pytest.approx(h.rows[0]['loss'], rel=1e-4) and h2.rows[0]['grad_norm']==pytest.approx(h.rows[0]['grad_norm'], rel=1e-4)
+
+def test_everything_on_with_3_5_in_half_precision(tiny, tmp_path):
+    f,m,h = update(tiny['sd35'], 'vgg', updates=2, dtype='bfloat16', guidance_scale=2., correction='adapter', lora_dropout=.1, cfg_batched=False, gradient_checkpointing=True, decode_checkpointing=True,
+                   vae_slicing=True, taesd=tiny['taesd'], embeddings=tmp_path/'e', image_size=8, out=tmp_path/'run')
+    assert f.describe()['correction']=='adapter' and all(p.dtype==torch.float32 for p in [*f.trainable_parameters(), *m.parameters()]) and len(list((tmp_path/'e').iterdir()))>=2
+    assert any(p.abs().max()>0 for p in m.value.correction.head.parameters())
+    export_lora(f, tmp_path/'out', run=tmp_path/'run'); g = reload(tiny['sd35'], shake=0, dtype='bfloat16', correction='adapter', image_size=8, guidance_scale=2.); g.load_lora(tmp_path/'out')
+    value = load_correction(g, tmp_path/'out', PALE); z = X[:,:,:4,:4]
+    with torch.no_grad():
+        v = f.velocity(z, T, TWO); assert torch.allclose(g.velocity(z, T, TWO), v, atol=1e-2)
+        assert torch.allclose(value.nu(z, T, TWO, v, z), m.value.nu(z, T, TWO, v, z), atol=1e-2*m.value.nu(z, T, TWO, v, z).abs().max()) and value.unit==m.value.unit
+
+def test_resumed_with_dropout_and_a_second_adapter(tiny, tmp_path):
+    "An interrupted run goes on bit for bit"
+    kw = dict(guidance_scale=2., correction='adapter', lora_dropout=.2)
+    whole = update(tiny['t5'], 'vgg', tmp_path/'a', updates=2, **kw); update(tiny['t5'], 'vgg', tmp_path/'b', updates=1, **kw); rest = update(tiny['t5'], 'vgg', tmp_path/'b', updates=2, **kw)
+    assert all(torch.equal(a, b) for a,b in zip(whole[0].trainable_state().values(), rest[0].trainable_state().values()))
+    assert all(torch.equal(a, b) for a,b in zip(whole[1].state_dict().values(), rest[1].state_dict().values()))
+
+def test_export_overwrites_nothing(tiny, tmp_path):
+    f,m,_ = update(tiny['t5'], 'refl', tmp_path/'run'); out = export_lora(f, tmp_path/'out', run=tmp_path/'run'); card = (out/'README.md').read_text()
+    assert sorted(p.name for p in out.iterdir())==['README.md','pytorch_lora_weights.safetensors'] and card.startswith('---\nlibrary_name: diffusers') and 'license' not in card.split('---')[1]
+    assert 'Nothing was measured' in card and 'ReFL' in card and str(tmp_path) not in card
+    with pytest.raises(ValueError, match='README.md.* already'): export_lora(f, out)
+    with pytest.raises(ValueError, match='no value correction'): load_correction(f, out)
+    with pytest.raises(ValueError, match='no run directory'): export_lora(f, tmp_path/'x', run=out)
+    assert not (tmp_path/'x').exists() and not list(tmp_path.glob('.*.tmp'))

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['pullback', 'sweep', 'costates', 'memoryless_noise', 'memoryless_sample', 'memoryless_costates']
 
-# %% ../nbs/06_adjoint.ipynb #a78ec2e9
+# %% ../nbs/06_adjoint.ipynb #2fce2a4f
 import torch
 from torch import Tensor
-from torch.func import vjp
 from .flow import FlowModel, Trajectory
 
-# %% ../nbs/06_adjoint.ipynb #aeccdaf6
+# %% ../nbs/06_adjoint.ipynb #d566c4c3
 def pullback(
     flow:FlowModel, # The flow
     x:Tensor, # States, shape (B, ...)
@@ -20,8 +19,9 @@ def pullback(
     cond=None # Prompts or None
 )->tuple: # (v_base, [∇v_base]ᵀ g), both detached, shape of `x`
     "One evaluation and one VJP of the base velocity"
-    v,pull = vjp(lambda y: flow.base_velocity(y, t, cond), x.detach())
-    return v.detach(),pull(g.detach().to(v.dtype))[0].detach()
+    y = x.detach().requires_grad_()
+    with torch.enable_grad(): v = flow.base_velocity(y, t, cond)
+    return v.detach(),torch.autograd.grad(v, y, g.detach().to(v.dtype), materialize_grads=True)[0]
 
 # %% ../nbs/06_adjoint.ipynb #10a6830f
 def sweep(
@@ -60,23 +60,24 @@ def memoryless_noise(
     "s = √(2(1 − t)/(t + h)), the noise of the memoryless SDE at the start of a step"
     return (2*(1-t)/(t+h)).sqrt()
 
-# %% ../nbs/06_adjoint.ipynb #37357ab3
+# %% ../nbs/06_adjoint.ipynb #ee021465
 def memoryless_sample(
     flow:FlowModel, # The flow
     x0:Tensor, # Noise, shape (B, ...)
     times:Tensor, # Increasing times from 0 to 1, shape (N+1,)
     generator=None, # `torch.Generator` of the steps' noise, on any device
     cond=None, # Prompts or None
-    base:bool=False # Follow the base velocity instead of the finetuned one
+    base:bool=False, # Follow the base velocity instead of the finetuned one
+    noise:Tensor=None # The steps' noise, shape (N, B, ...), where it is drawn already
 )->Trajectory: # States, and the velocities at them
     "Euler–Maruyama for dX = (2v − X/t) dt + s dB, t → t + h in both denominators; follows the caller's gradient mode"
     field = flow.base_velocity if base else flow.velocity
     where = generator.device if generator is not None else x0.device
     x,xs,vs = x0,[x0],[]
-    for t,h in zip(times[:-1].to(x0.device), times.diff().to(x0.device)):
+    draw = lambda k: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=where).to(x.device) if noise is None else noise[k]
+    for k,(t,h) in enumerate(zip(times[:-1].to(x0.device), times.diff().to(x0.device))):
         v = field(x, t.expand(len(x)), cond)
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=where).to(x.device)
-        x = x+h*(2*v-x/(t+h))+h.sqrt()*memoryless_noise(t, h)*noise
+        x = x+h*(2*v-x/(t+h))+h.sqrt()*memoryless_noise(t, h)*draw(k)
         vs.append(v); xs.append(x)
     return Trajectory(torch.stack(xs), torch.stack(vs), times)
 

@@ -5,27 +5,29 @@
 # %% auto #0
 __all__ = ['draw', 'AnalyticEvaluator', 'write_whole', 'sheet_of', 'write_sheet', 'features_of', 'near', 'by_prompt',
            'fingerprint', 'cache_folder', 'Evaluator', 'effective_number', 'circular_variance', 'ProbeReport',
-           'extractors', 'utility_report', 'evaluator']
+           'extractors', 'utility_report', 'evaluator', 'checksum', 'image_noise', 'image_file', 'draw_images',
+           'saved_images', 'read_images', 'score_prompt', 'score_images', 'set_numbers', 'compare_sheet',
+           'evaluate_sets', 'load_model']
 
-# %% ../nbs/23_evaluate.ipynb #8f3a51e2
-import hashlib, json, os
+# %% ../nbs/23_evaluate.ipynb #a75381a9
+import contextlib, hashlib, json, os
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from .experiments import choose, project_root
-from .flow import sample, time_grid
+from .flow import sample
 from .control import control_cost, gap_closed
 from .metrics import diversity, frechet_distance
 
-# %% ../nbs/23_evaluate.ipynb #3defda66
+# %% ../nbs/23_evaluate.ipynb #4f951ce6
 @torch.no_grad()
 def draw(
     flow, # A FlowModel
     prompts, # list[str], or None
     n:int, # Samples for each prompt (in all, without prompts)
     steps:int=20, # Euler steps
-    shift:float=1., # Of the time grid
+    shift:float=None, # Of the time grid; None: the model's own, see `FlowModel.times`
     seed:int=0, # Of the noise
     base:bool=False, # Draw from the frozen base model
     batch_size:int=32 # Samples at once
@@ -33,14 +35,14 @@ def draw(
     "Samples of a model on fixed noise"
     cond = None if prompts is None else [p for p in prompts for _ in range(n)]
     total = n if cond is None else len(cond); out = []
-    gen = torch.Generator().manual_seed(seed); times = time_grid(steps, shift)
+    gen = torch.Generator().manual_seed(seed); times = flow.times(steps, shift)
     for i in range(0, total, batch_size):
         c = None if cond is None else cond[i:i+batch_size]
         x0 = flow.prior(min(batch_size, total-i), c, generator=gen)
         out.append(flow.decode(sample(flow, x0, times.to(x0.device), c, base=base).x[-1]).float().cpu())
     return torch.cat(out), cond
 
-# %% ../nbs/23_evaluate.ipynb #468879d3
+# %% ../nbs/23_evaluate.ipynb #c39f7eb2
 class AnalyticEvaluator:
     "Reward, cost (6) and share of the gap closed, on fixed noise"
     def __init__(self,
@@ -49,10 +51,10 @@ class AnalyticEvaluator:
         lam:float, # Weight of the regularisation in (6), 1/beta
         n:int=256, # Samples
         steps:int=20, # Euler steps of the sampler
-        shift:float=1., # Of the time grid
+        shift:float=None, # Of the time grid; None: the model's own
         seed:int=12345 # Of the noise
     ):
-        self.reward,self.lam,self.times = reward,lam,time_grid(steps, shift)
+        self.reward,self.lam,self.times = reward,lam,flow.times(steps, shift)
         self.x0 = flow.prior(n, generator=torch.Generator().manual_seed(seed))
     def __call__(self, flow, update=0):
         with torch.no_grad(): x1 = sample(flow, self.x0, self.times).x[-1]
@@ -135,7 +137,7 @@ def cache_folder()->Path: # $VGGFLOW_CACHE, data/.cache of a checkout, or ~/.cac
     try: return project_root()/'data'/'.cache'
     except FileNotFoundError: return Path.home()/'.cache'/'vggflow'
 
-# %% ../nbs/23_evaluate.ipynb #e2b2dde8
+# %% ../nbs/23_evaluate.ipynb #eb01d27f
 class Evaluator:
     "Reward, diversity and Fréchet distance of an image model, on fixed prompts and noise"
     def __init__(self,
@@ -143,7 +145,7 @@ class Evaluator:
         reward, # Reward function
         prompts, # list[str]: every one is drawn each time
         images_per_prompt:int=16, # n, for diversity and Fréchet distance
-        steps:int=20, shift:float=1., batch_size:int=32, # As in `draw`
+        steps:int=20, shift:float=None, batch_size:int=32, # As in `draw`
         seed:int=12345, # Noise of the finetuned set; the base sets use the next two
         features:dict=None, # name -> extractor; one that has `similarity` also gives the alignment with the prompts
         fid:str='perceptual', # The extractor of the Fréchet distance
@@ -194,13 +196,14 @@ def _distances(self:Evaluator, e):
 def _batches(images, cond, size=64):
     return [(images[i:i+size], None if cond is None else cond[i:i+size]) for i in range(0, len(images), size)]
 
-# %% ../nbs/23_evaluate.ipynb #3556b040
+# %% ../nbs/23_evaluate.ipynb #aa7267e5
 @patch
 def _base(self:Evaluator, flow, cache):
     "Features of two independent sets of base images"
     f = self.features.get(self.fid)
     if f is None: return {}
-    key = fingerprint(flow, self.prompts, (self.n, self.seed, self.how, type(f).__name__))
+    how = self.how if self.how['shift'] is not None else {**self.how, 'times': flow.times(self.how['steps'], None).tolist()}
+    key = fingerprint(flow, self.prompts, (self.n, self.seed, how, type(f).__name__))
     file = Path(cache)/f'base-{key}.safetensors' if cache else None
     if file and file.exists(): return load_file(file)
     images = lambda seed: draw(flow, self.prompts, self.n, seed=seed, base=True, batch_size=self.batch_size, **self.how)[0].clamp(0,1)
@@ -239,17 +242,18 @@ class ProbeReport:
         return dict(accuracy=float(np.mean(said.animal.cpu().numpy()==np.array(meant))), vendors=by_prompt(effective_number, self.n, said.vendor.cpu()),
                     hue_spread=by_prompt(circular_variance, self.n, said.hue.cpu()))
 
-# %% ../nbs/23_evaluate.ipynb #ac140bfc
+# %% ../nbs/23_evaluate.ipynb #3fbc6235
 def extractors(
-    perceptual:str='efficientnet', # efficientnet or dreamsim
+    perceptual:str='efficientnet', # efficientnet, dreamsim or none
     clip='', # Folder or hub id of a CLIP; empty: none
     device='cpu' # Where they work
 )->dict: # name -> extractor; with dreamsim the Fréchet distance has EfficientNet's features all the same
     "Feature extractors by name"
     from vggflow.metrics import ClipFeatures, DreamSimFeatures, EfficientNetFeatures
-    dream = choose(perceptual, ('efficientnet','dreamsim'), 'perceptual extractor')=='dreamsim'
-    fs = dict(perceptual=DreamSimFeatures(device=device), effnet=EfficientNetFeatures().to(device)) if dream else dict(perceptual=EfficientNetFeatures().to(device))
-    return {**fs, 'clip':ClipFeatures(clip).to(device)} if clip else fs
+    from vggflow.rewards import REVISIONS
+    dream = choose(perceptual, ('efficientnet','dreamsim','none'), 'perceptual extractor')=='dreamsim'
+    fs = {} if perceptual=='none' else dict(perceptual=DreamSimFeatures(device=device), effnet=EfficientNetFeatures().to(device)) if dream else dict(perceptual=EfficientNetFeatures().to(device))
+    return {**fs, 'clip':ClipFeatures(clip, revision=REVISIONS.get(str(clip))).to(device)} if clip else fs
 
 def utility_report(
     name:str # A reward of the emoji world
@@ -283,3 +287,198 @@ def evaluator(
         feats.setdefault('clip', load_clip())
         more = [ProbeReport(load_probe().read, ANIMALS, kw.get('images_per_prompt', 16)), utility_report(reward_name)]
     return Evaluator(flow, reward, prompts, features=feats, more=[f for f in more if f], **kw)
+
+# %% ../nbs/23_evaluate.ipynb #73246300
+def checksum(
+    *things # Tensors, modules, dicts of them, functions, anything with a repr
+)->str: # Hexadecimal
+    "A name for contents: tensors by their bytes, modules by their small parameters and the shapes of all"
+    h = hashlib.sha256(); say = lambda s: h.update(str(s).encode())
+    def add(x):
+        if isinstance(x, torch.Tensor): say(x.dtype); h.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(x, torch.nn.Module):
+            say((type(x).__name__, [t[1:] for t in getattr(x, 'terms', ())]))   # weights of a sum
+            for k,p in [*x.named_parameters(), *x.named_buffers()]:
+                if 'lora_' in k: continue   # the adapter has a checksum of its own
+                say((k, tuple(p.shape)))
+                if p.numel()<=4096: add(p)
+        elif isinstance(x, dict):
+            for k in sorted(x): say(k); add(x[k])
+        elif hasattr(x, '__code__'): say((x.__qualname__, x.__code__.co_code.hex(), [c for c in x.__code__.co_consts if isinstance(c, (int,float,str))]))
+        else: say(getattr(x, '__qualname__', None) or repr(x))
+    for x in things: add(x)
+    return h.hexdigest()[:20]
+
+def image_noise(flow, prompt:str, *numbers)->torch.Tensor:
+    "Noise (1, ...) of one image, from numbers alone: seed, prompt, image"
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])>>1
+    return flow.prior(1, [prompt], generator=torch.Generator().manual_seed(seed))
+
+# %% ../nbs/23_evaluate.ipynb #8885a3c0
+def image_file(folder, prompt:int, image:int)->Path:
+    "Where an image is kept"
+    return Path(folder)/f'{prompt:05d}'/f'{image:05d}.png'
+
+def _dump(x): return lambda f: Path(f).write_text(json.dumps(x, ensure_ascii=False, indent=1), encoding='utf8')
+
+def _png(x): # (3,H,W) in [0,1]
+    from PIL import Image
+    im = Image.fromarray((255*x.clamp(0,1)).round().byte().permute(1,2,0).numpy())
+    return lambda f: im.save(f, 'png', compress_level=1)
+
+def _claim(folder, record):
+    "Note what draws into a folder, or make sure that it is the same"
+    file = folder/'drawn.json'; record = json.loads(json.dumps(record))
+    old = json.loads(file.read_text(encoding='utf8')) if file.exists() else record
+    diff = [k for k in record if old.get(k)!=record[k]]
+    if diff: raise ValueError(f"{folder} holds images of another {' and '.join(diff)}: name another --out, or remove that folder")
+    write_whole(file, _dump(record))
+
+# %% ../nbs/23_evaluate.ipynb #6ac6f18f
+def _bar(parts, progress, what):
+    "`parts` with a progress bar"
+    if not progress: return parts
+    from tqdm.auto import tqdm
+    return tqdm(parts, desc=what)
+
+# %% ../nbs/23_evaluate.ipynb #1f6c854a
+@torch.no_grad()
+def draw_images(
+    folder, # Where the images are kept
+    flow, # A FlowModel whose `decode` gives images
+    prompts, # list[str]
+    n:int=16, # Images of each; more may be asked for later
+    steps:int=20, shift:float=None, seed:int=12345, base:bool=False, # As in `draw`
+    batch_size:int=8, # Images at once
+    progress:bool=True # Show a bar
+):
+    "Draw images into a folder, one file each; a batch that is there is not drawn again"
+    folder,times = Path(folder),flow.times(steps, shift); about = {k:v for k,v in getattr(flow, 'describe', dict)().items() if not base or k in ('model','guidance_scale')}
+    _claim(folder, dict(model={**about, 'base':base}, weights=checksum(flow, {} if base else flow.trainable_state()), times=times.tolist(), seed=seed, prompts=list(prompts)))
+    jobs = [(p,i) for p in range(len(prompts)) for i in range(n)]
+    for part in _bar([jobs[k:k+batch_size] for k in range(0, len(jobs), batch_size)], progress, f'drawing {folder.name}'):
+        if all(image_file(folder, *j).exists() for j in part): continue
+        c = [prompts[p] for p,_ in part]; x0 = torch.cat([image_noise(flow, prompts[p], seed, p, i) for p,i in part])
+        images = flow.decode(sample(flow, x0, times.to(x0.device), c, base=base).x[-1]).float().cpu()
+        for j,x in zip(part, images): write_whole(image_file(folder, *j), _png(x))
+
+# %% ../nbs/23_evaluate.ipynb #f4559746
+def saved_images(
+    folder, # A folder with a folder of images for each prompt
+    prompts=(), # The prompts in the order of the folders; empty: from drawn.json or prompts.json, else the folders' names
+    n:int=0 # So many of each; 0: as many as all have
+)->dict: # prompt -> files; raises a one-line `ValueError` or `OSError`
+    "Find saved images"
+    folder = Path(folder); pictures = lambda d: sorted(f for f in d.iterdir() if f.suffix.lower() in ('.png','.jpg','.jpeg','.webp'))
+    if not folder.is_dir(): raise FileNotFoundError(f'no folder of images {str(folder)!r}')
+    subs = [d for d in sorted(folder.iterdir()) if d.is_dir() and pictures(d)]
+    if not subs: raise FileNotFoundError(f'no images in {folder}: it needs a folder for each prompt, for example {image_file(folder, 0, 0)}')
+    for k in ('drawn.json','prompts.json'):
+        if not prompts and (folder/k).exists():
+            said = json.loads((folder/k).read_text(encoding='utf8')); prompts = said['prompts'] if isinstance(said, dict) else said
+    prompts = list(prompts) or [d.name for d in subs]
+    if len(prompts)!=len(subs): raise ValueError(f'{len(subs)} folders of images in {folder}, but {len(prompts)} prompts: give one prompt for each, in their order')
+    files = {p: pictures(d) for p,d in zip(prompts, subs)}; least = min(map(len, files.values()))
+    if n>least: raise ValueError(f'{n} images of each prompt asked for, but a folder in {folder} has {least}')
+    return {p: fs[:n or least] for p,fs in files.items()}
+
+# %% ../nbs/23_evaluate.ipynb #45294296
+def read_images(files)->torch.Tensor: # (n,3,H,W) in [0,1]; raises `ValueError` where sizes differ
+    "Read images of one prompt"
+    from PIL import Image
+    xs = [torch.from_numpy(np.array(Image.open(f).convert('RGB'))).permute(2,0,1) for f in files]
+    if len({x.shape for x in xs})>1: raise ValueError(f'images of different sizes in {Path(files[0]).parent}: make them one size')
+    return torch.stack(xs).float()/255
+
+# %% ../nbs/23_evaluate.ipynb #481e6a73
+@torch.no_grad()
+def score_prompt(images, prompt:str, rewards:dict, features:dict, batch_size:int=32)->dict:
+    "Rewards, features and alignment of the images of one prompt: name -> (n,) or (n,d)"
+    out = {}; parts = images.split(batch_size)
+    for k,r in rewards.items(): out[k] = torch.cat([r(near(b, r), [prompt]*len(b)).float().cpu() for b in parts])
+    for k,f in features.items():
+        out[f'feature.{k}'] = e = features_of(f, images, batch_size)
+        if hasattr(f, 'text'): out['alignment'] = (e*f.text([prompt]).float().cpu()).sum(1)
+    return {k: v.contiguous() for k,v in out.items()}
+
+# %% ../nbs/23_evaluate.ipynb #2cf48790
+def score_images(
+    out, # Folder of the scores, a file for each prompt
+    files:dict, # prompt -> image files, see `saved_images`
+    rewards:dict, features:dict, # name -> reward, name -> extractor
+    batch_size:int=32, progress:bool=True # Images at once; show a bar
+)->list: # As from `score_prompt`, one for each prompt
+    "Score a set of images; what was scored before by the same is read"
+    from safetensors import safe_open
+    res,who = [],checksum(rewards, features); Path(out).mkdir(parents=True, exist_ok=True)
+    for i,(prompt,fs) in enumerate(_bar(list(files.items()), progress, f'scoring {Path(out).name}')):
+        key = checksum(who, prompt, *[hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in fs]); file = Path(out)/f'{i:05d}.safetensors'
+        with safe_open(file, 'pt') if file.exists() else contextlib.nullcontext() as old: known = bool(old) and (old.metadata() or {}).get('key')==key
+        if not known:
+            scores = score_prompt(read_images(fs), prompt, rewards, features, batch_size)
+            write_whole(file, lambda t: save_file(scores, t, metadata=dict(key=key)))
+        res.append(load_file(file))
+    return res
+
+# %% ../nbs/23_evaluate.ipynb #6f3ce3c8
+def set_numbers(
+    scores:list, # One dict for each prompt, as from `score_images`
+    base:list=None, floor:list=None, # The same of the base model, and of the base model from other noise
+    fid:str='perceptual' # Feature of the Fréchet distance
+)->dict: # name -> float: rewards and their spread, diversities, alignment, fid beside fid_base and the numbers of images
+    "All metrics of a set of images"
+    res,n = {},min(len(v) for s in scores for v in s.values()); mean = lambda fn, *sets: float(np.mean([fn(*[s[at] for s in each]) for each in zip(*sets)]))
+    for at in scores[0]:
+        if not at.startswith('feature.'): v = torch.cat([s[at] for s in scores]); res |= {at: float(v.mean()), f'{at}_std': float(v.std(correction=0))}
+        elif n>1: res[f"{at.removeprefix('feature.')}_diversity"] = mean(diversity, scores)
+    at = f'feature.{fid}'
+    if base and n>1 and at in scores[0]:
+        res |= dict(fid=mean(frechet_distance, scores, base), fid_n=n, fid_m=len(base[0][at]))
+        if floor: res['fid_base'] = mean(frechet_distance, floor, base)
+    return res
+
+def compare_sheet(sets:dict, rows:int=8, columns:int=4): # numpy array, uint8
+    "Images of several sets side by side, a row for each of the first prompts"
+    each = []
+    for files in sets.values():
+        fs = list(files.values())[:rows]; k = min(columns, len(fs[0]))
+        each += [sheet_of(torch.cat([read_images(f[:k]) for f in fs]), len(fs), k)]
+    gap = np.full((each[0].shape[0], 8, 3), 255, np.uint8)
+    return np.concatenate([b for a in each for b in (a,gap)][:-1], axis=1)
+
+# %% ../nbs/23_evaluate.ipynb #65b3acf9
+def evaluate_sets(
+    out, # Folder of scores, evaluation.json and sheet.png
+    sets:dict, # name -> {prompt: files}: 'finetuned', and, for distances, 'base' and 'base-again'
+    rewards:dict, features:dict, # name -> reward; name -> extractor
+    fid:str='', # Extractor of the Fréchet distance; default effnet if there, else perceptual
+    batch_size:int=32, progress:bool=True, # Images at once; show bars
+    about:dict=None # Whatever else the record should keep
+)->dict: # What evaluation.json holds
+    "Score sets of images and write the numbers, prompt by prompt too"
+    from PIL import Image
+    out = Path(out); fid = fid or ('effnet' if 'effnet' in features else 'perceptual')
+    scores = {k: score_images(out/'scores'/k, files, rewards, features, batch_size, progress) for k,files in sets.items()}
+    base,floor = scores.get('base'),scores.get('base-again')
+    numbers = lambda pick: {k: set_numbers(pick(s), pick(base) if base and k!='base' else None, pick(floor) if floor else None, fid) for k,s in scores.items() if k!='base-again'}
+    prompts = list(next(iter(sets.values())))
+    res = dict(sets=numbers(lambda s: s), prompts=[dict(prompt=p, **numbers(lambda s: s[i:i+1])) for i,p in enumerate(prompts)],
+        fid_features=fid, images={k: sum(map(len, f.values())) for k,f in sets.items()}, **(about or {}))
+    write_whole(out/'evaluation.json', _dump(res))
+    im = Image.fromarray(compare_sheet({k:sets[k] for k in ('base', *sets) if k in sets and k!='base-again'})); write_whole(out/'sheet.png', lambda f: im.save(f, 'png'))
+    return res
+
+# %% ../nbs/23_evaluate.ipynb #e18af4bb
+def load_model(
+    model='', # Folder or hub id of a Stable Diffusion 3; empty: the emoji world's
+    lora='', # Folder of an adapter; empty: the base model
+    dtype:str='', device:str='', # Default bfloat16 on a GPU, float32 on the CPU
+    **kw # Others of `SD3Flow.from_pretrained`: guidance_scale, ...
+): # A FlowModel
+    "A model with its adapter"
+    from vggflow import emoji, sd3
+    device = device or ('cuda' if model and torch.cuda.is_available() else 'cpu'); dtype = dtype or ('bfloat16' if device.startswith('cuda') else 'float32')
+    kw = {**(sd3.lora_settings(lora) if lora else {}), **{k:v for k,v in kw.items() if v is not None}, 'dtype':getattr(torch, choose(dtype, ('float32','bfloat16','float16'), 'dtype')), 'device':device}
+    with sd3.quietly(): flow = sd3.SD3Flow.from_pretrained(model, **kw) if model else emoji.load_flow(**kw)
+    if lora: flow.load_lora(lora)
+    return flow

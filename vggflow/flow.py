@@ -146,7 +146,7 @@ class MixtureFlow(AnalyticFlow):
         vk = self.means + ((t*S-(1-t))/var)[...,None]*d
         return (logp.softmax(-1)[...,None]*vk).sum(1)
 
-# %% ../nbs/00_flow.ipynb #fbddd84c
+# %% ../nbs/00_flow.ipynb #5bf77953
 def time_grid(
     steps:int, # Number of Euler steps, at least 1
     shift:float=1., # SD3's shift; 1 is the uniform grid, SD3 uses 3
@@ -157,6 +157,14 @@ def time_grid(
     f = lambda s: shift*s/(1+(shift-1)*s)
     sigmas = f(torch.linspace(1, f(1/1000), steps, dtype=torch.float64))
     return (1-torch.cat([sigmas, sigmas.new_zeros(1)])).float()
+
+@patch
+def times(self:FlowModel,
+    steps:int, # Euler steps
+    shift:float=None # Shift of the grid; None is the model's own, here 1
+)->Tensor: # Increasing times from 0 to 1, shape (steps+1,)
+    "The sampler's times for this flow: `time_grid`, unless the model brings a schedule of its own"
+    return time_grid(steps, 1. if shift is None else shift)
 
 # %% ../nbs/00_flow.ipynb #354f34ad
 @dataclass

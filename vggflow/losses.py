@@ -136,15 +136,16 @@ def final_costate(
     rg,factors = value.measure(x1, x1.new_ones(len(x1)), cond, torch.zeros_like(x1))
     return -expand_as(factors, rg)*rg,factors
 
-# %% ../nbs/03_losses.ipynb #002d3157
+# %% ../nbs/03_losses.ipynb #497459d7
 def costate_targets(
     value:ValueGradient, # The value gradient
     tr:Trajectory, # Trajectories of the present flow, N steps
     cond=None, # B prompts or None
-    mu:float=1. # Share of the pulled-back target in [0, 1]; 1 is the lean adjoint
+    mu:float=1., # Share of the pulled-back target in [0, 1]; 1 is the lean adjoint
+    end:tuple=None # What `final_costate` gives, where it is known
 )->tuple: # (targets of g, base velocities) at the N steps, both (N, B, ...), detached
     "a_k = (I + hJ_baseᵀ) sg[(1−μ) g(x_{k+1}) + μ a_{k+1}], a_N = −∇r(x_N), along stored trajectories"
-    end,factors = final_costate(value, tr.x1, cond)
+    end,factors = end or final_costate(value, tr.x1, cond)
     def blend(a, k):
         if mu==1: return a
         with torch.no_grad(): return mu*a+(1-mu)*value(tr.x[k], tr.times.to(a)[k].expand(len(a)), cond, v=tr.v[k], factors=factors)

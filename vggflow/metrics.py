@@ -89,21 +89,22 @@ def fit(
     i,j = (x.shape[-2]-size)//2, (x.shape[-1]-size)//2
     return x[...,i:i+size,j:j+size]
 
-# %% ../nbs/12_metrics.ipynb #effdf478
+# %% ../nbs/12_metrics.ipynb #b6213860
 CLIP_MEAN, CLIP_STD = (.48145466,.4578275,.40821073), (.26862954,.26130258,.27577711)
 
 class ClipFeatures(nn.Module):
     "Unit image features of a CLIP, (B, d), differentiable in images (B,3,H,W) in [0,1]; and of prompts"
     def __init__(self,
         path, # Folder or hub id of a transformers CLIP, e.g. 'openai/clip-vit-large-patch14'
-        mean=None, std=None # Of pixels; None takes the folder's preprocessor_config.json, else CLIP's own
+        mean=None, std=None, # Of pixels; None takes the folder's preprocessor_config.json, else CLIP's own
+        revision:str=None # Commit on the hub
     ):
         super().__init__()
         from transformers import AutoTokenizer, CLIPModel
         from transformers.utils import cached_file
-        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
-        self.tokenizer,self.size = AutoTokenizer.from_pretrained(path),self.model.config.vision_config.image_size
-        file = cached_file(path, 'preprocessor_config.json', _raise_exceptions_for_missing_entries=False)
+        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32, revision=revision).eval().requires_grad_(False)
+        self.tokenizer,self.size = AutoTokenizer.from_pretrained(path, revision=revision),self.model.config.vision_config.image_size
+        file = cached_file(path, 'preprocessor_config.json', revision=revision, _raise_exceptions_for_missing_entries=False)
         said = json.loads(Path(file).read_text()) if file else {}
         for k,given,default in [('mean',mean,CLIP_MEAN), ('std',std,CLIP_STD)]:
             self.register_buffer(k, torch.tensor(given or said.get(f'image_{k}') or default).view(3,1,1), persistent=False)

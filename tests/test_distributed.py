@@ -1,0 +1,94 @@
+"One run on one process or on two: the same numbers, the same files, the same errors."
+import json, os, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from vggflow.checkpoint import checkpoints, load_checkpoint
+from vggflow.finetune import read_rows
+
+CARD = dict(world='gaussian', method='VGG-Flow', updates=4, eval_every=2, batch_size=8, save_every=2, progress=False)
+CONFIGS = Path(__file__).parent.parent/'configs'/'accelerate'
+
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+    "What one process found alone, and each of two together"
+    d = tmp_path_factory.mktemp('processes'); (d/'card.json').write_text(json.dumps(CARD))
+    env = {k:v for k,v in os.environ.items() if k not in ('WORLD_SIZE','RANK','LOCAL_RANK')}
+    got = subprocess.run([sys.executable, str(Path(__file__).parent/'two_processes.py'), str(d)], capture_output=True, text=True, timeout=600, env=env)
+    assert got.returncode==0, got.stderr[-4000:]
+    return d, *(torch.load(d/f'{n}.pt', weights_only=False) for n in ('one','0','1'))
+
+
+def apart(a, b)->float:
+    "Largest difference of two results: numbers of rows by their size (a twentieth for gradient norms), weights by that of the largest"
+    rows = [(.05 if k=='grad_norm' else 1.)*abs(r[k]-q[k])/max(1., abs(r[k])) for x in ('rows','evals') for r,q in zip(a[x], b[x], strict=True) for k in r]
+    largest = max(v.abs().max() for v in a['state'].values())
+    return max(rows+[((v-b['state'][k]).abs().max()/largest).item() for k,v in a['state'].items()])
+
+
+def same(a, b)->bool: return a['rows']==b['rows'] and a['evals']==b['evals'] and all(torch.equal(v, b['state'][k]) for k,v in a['state'].items())
+
+
+def test_two_processes_do_what_one_does(found):
+    "Five methods on the Gaussian and on a tiny Stable Diffusion 3 with and without guidance; quantiles and units are those of all samples"
+    _, one, a, b = found
+    assert one['n'] == 1 and a['n'] == b['n'] == 2
+    off = {k: apart(one['both'][k], a['both'][k]) for k in one['both']}
+    assert len(off) == 19 and max(off.values()) < 1e-5, off
+    assert max(v for k, v in off.items() if k[:4] != 'tiny') < 1e-12                    # in double precision
+    assert all(same(a['both'][k], b['both'][k]) for k in off)                          # to the last bit between the two
+    assert {len(r['evals']) for k, r in b['both'].items()} == {0, 3} and b['both']['ema']['evals'][-1]['w'] != 0
+
+
+def test_micro_batches_on_two_processes(found):
+    _, one, a, _ = found
+    assert max(apart(one['both'][f'gaussian {n}'], r) for n, r in a['micro'].items()) < 1e-6
+
+
+def test_sharding_the_frozen_transformer_changes_nothing(found):
+    "FSDP2 by fully_shard, with guidance"
+    _, one, a, b = found
+    for n in ('vgg','pmp','am','draft','refl'): assert apart(one['both'][f'tiny {n} 3.0'], a['sharded'][n]) < 1e-5, n
+    assert all(same(a['sharded'][n], b['sharded'][n]) for n in a['sharded'])
+
+
+def test_killed_and_resumed_on_two_processes_to_the_last_bit(found):
+    "With dropout: every process has its own random numbers back"
+    d, _, a, b = found
+    for r in (a, b): assert same(r['interrupted']['whole'], r['interrupted']['again'])
+    assert same(a['interrupted']['whole'], b['interrupted']['whole'])
+    assert [r['update'] for r in read_rows(d/'cut/metrics.jsonl')] == [1, 2, 3, 4, 5]
+    parts = load_checkpoint(checkpoints(d/'cut/checkpoints')[-1])[1]
+    assert set(parts) == {'flow', 'method', 'optimizer', 'rng', 'ema'} and not torch.equal(parts['rng']['torch'], parts['rng']['torch.1'])
+
+
+def test_no_two_processes_share_noise(found):
+    _, _, a, b = found
+    for k in ('x0', 'am', 'torch'):
+        x = a['noise'][k].flatten(1) if a['noise'][k].dim() > 1 else a['noise'][k][:,None]
+        assert len(x) == 8 and (torch.cdist(x, x)+torch.eye(8)).min() > 1e-4
+    assert len(a['noise']['cond']) == len(b['noise']['cond']) == 4
+
+
+def test_what_goes_wrong_on_one_goes_wrong_on_both(found):
+    _, _, a, b = found
+    assert a['faults']['stops'] == b['faults']['stops'] and 'update 2: the loss is nan' in a['faults']['stops']
+    assert same(a['faults']['skips'], b['faults']['skips']) and [r.get('skipped') for r in a['faults']['skips']['rows']] == [None, True, None]
+    assert 'batch_size=7 cannot be shared by 2 processes' in b['faults']['odd'] and b['faults']['shared'] == 'the evaluation is broken'
+
+
+def test_a_card_is_run_once_by_both(found, tmp_path):
+    from vggflow import train
+    d, _, a, b = found
+    assert a['card'] == b['card'] == 0
+    alone = train.run(**CARD, out=tmp_path)
+    rows = read_rows(d/'card2/metrics.jsonl')
+    assert [r['update'] for r in rows] == [1, 2, 3, 4] and max(abs(r['loss']-q['loss']) for r, q in zip(rows, alone.rows)) < 1e-6
+    assert sorted(p.name for p in (d/'card2').iterdir()) == sorted(p.name for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name,kind,n', [('one_gpu','NO',1), ('ddp','MULTI_GPU',8), ('fsdp2','FSDP',8), ('cpu2','MULTI_GPU',2)])
+def test_accelerate_reads_the_configurations(name, kind, n):
+    from accelerate.commands.config.config_args import load_config_from_file
+    c = load_config_from_file(str(CONFIGS/f'{name}.yaml'))
+    assert str(c.distributed_type).endswith(kind) and c.num_processes == n and (name != 'fsdp2' or c.fsdp_config['fsdp_version'] == 2)
