@@ -23,8 +23,8 @@ from vggflow.sd3 import SD3Flow
 
 SIZES = dict(   # transformer, decoder, CLIP; `medium` is stabilityai/stable-diffusion-3-medium and the ViT-H/14 of PickScore and HPSv2
     small=dict(   # a miniature: its parts' shares of the operations are like those of `medium` at 512
-        transformer=dict(num_layers=12, attention_head_dim=32, num_attention_heads=6, joint_attention_dim=256, caption_projection_dim=192, pooled_projection_dim=128, pos_embed_max_size=96),
-        vae=dict(block_out_channels=(24,48,48,48), norm_num_groups=8), tokens=77,
+        transformer=dict(num_layers=12, attention_head_dim=24, num_attention_heads=4, joint_attention_dim=128, caption_projection_dim=96, pooled_projection_dim=128, pos_embed_max_size=96),
+        vae=dict(block_out_channels=(16,32,32,32), norm_num_groups=8), tokens=77,
         vision=dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14),
         text=dict(hidden_size=64, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2), projection_dim=32),
     medium=dict(
@@ -140,7 +140,7 @@ def at_full_size(a, resolution):
     sampled = N*p['velocity']+p['reward']
     ours = m*(2*p['velocity']+p['velocity_backward']+p['base_backward']+2*rate+3*p['correction']+2*p['correction_backward'])
     ref = m*(13*p['velocity']+8*p['velocity_backward']+3*p['base_backward']+3*rate)
-    return dict(resolution=resolution, **{k:round(v/1e12, 3) for k,v in p.items()}, sampling=sampled/1e12, training=ours/1e12, reference_training=ref/1e12,
+    return dict(resolution=resolution, **{k:v/1e12 for k,v in p.items()}, sampling=sampled/1e12, training=ours/1e12, reference_training=ref/1e12,
                 training_ratio=ours/ref, update_ratio=(sampled+ours)/(sampled+ref))
 
 # --- The command
