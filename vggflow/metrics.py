@@ -102,7 +102,8 @@ class ClipFeatures(nn.Module):
         super().__init__()
         from transformers import AutoTokenizer, CLIPModel
         from transformers.utils import cached_file
-        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32, revision=revision).eval().requires_grad_(False)
+        try: self.model = CLIPModel.from_pretrained(path, dtype=torch.float32, revision=revision).eval().requires_grad_(False)
+        except OSError as e: raise OSError(f'no CLIP in {str(path)!r} ({type(e).__name__}): name a folder or a hub id that can be read (--clip), or do without (--clip none)') from e
         self.tokenizer,self.size = AutoTokenizer.from_pretrained(path, revision=revision),self.model.config.vision_config.image_size
         file = cached_file(path, 'preprocessor_config.json', revision=revision, _raise_exceptions_for_missing_entries=False)
         said = json.loads(Path(file).read_text()) if file else {}
