@@ -37,7 +37,7 @@ PEAK = {'H100':989e12, 'H200':989e12, 'A100':312e12, 'L40S':362e12, 'RTX 4090':1
 
 def methods(checkpointed=False):
     "Name -> a fresh method"
-    return {'VGG-Flow':VGGFlow(beta=5e4, clip=.8), 'VGG-Flow, no correction':VGGFlow(beta=5e4, clip=.8, correction=False), 'VGG-Flow-PMP':VGGFlowPMP(beta=5e4),
+    return {'VGG-Flow':VGGFlow(beta=5e4, clip=.8), 'VGG-Flow, reuse':VGGFlow(beta=5e4, clip=.8, reuse=True), 'VGG-Flow, no correction':VGGFlow(beta=5e4, clip=.8, correction=False), 'VGG-Flow-PMP':VGGFlowPMP(beta=5e4),
             'AM':AdjointMatching(beta=5e3), 'DRaFT':DRaFT(checkpointed=checkpointed), 'ReFL':ReFL()}
 
 # --- Random weights
@@ -138,10 +138,10 @@ def at_full_size(a, resolution):
     "Operations of an update of VGG-Flow and of the reference, from the parts' operations and the passes that `update_passes` counts"
     p,m,N = parts(a, resolution),a.transitions,a.steps; rate = p['reward']+p['reward_backward']
     sampled = N*p['velocity']+p['reward']
-    ours = m*(2*p['velocity']+p['velocity_backward']+p['base_backward']+2*rate+3*p['correction']+2*p['correction_backward'])
+    ours = m*(2*p['velocity']+p['velocity_backward']+p['base_backward']+2*rate+3*p['correction']+2*p['correction_backward']); one = ours-m*rate
     ref = m*(13*p['velocity']+8*p['velocity_backward']+3*p['base_backward']+3*rate)
     return dict(resolution=resolution, **{k:v/1e12 for k,v in p.items()}, sampling=sampled/1e12, training=ours/1e12, reference_training=ref/1e12,
-                training_ratio=ours/ref, update_ratio=(sampled+ours)/(sampled+ref))
+                training_ratio=ours/ref, update_ratio=(sampled+ours)/(sampled+ref), reuse_training_ratio=one/ref, reuse_update_ratio=(sampled+one)/(sampled+ref))
 
 # --- The command
 
@@ -193,7 +193,7 @@ def main():
     a = arguments()
     rows = [at_full_size(a, r) for r in a.resolution] if a.count else measure(a)
     for r in rows:
-        if a.count: print(f"{r['resolution']}: training {r['training']:.4g} TFLOP, {r['training_ratio']:.3f} of the reference structure; update with sampling {r['update_ratio']:.3f}")
+        if a.count: print(f"{r['resolution']}: training {r['training']:.4g} TFLOP, {r['training_ratio']:.3f} of the reference structure; update with sampling {r['update_ratio']:.3f}; with reuse {r['reuse_training_ratio']:.3f} and {r['reuse_update_ratio']:.3f}")
         else: print(f"{r['resolution']}  {r['method']:24s} of the reference: training operations {r['tflop_training_ratio']:.3f}, all operations {r['tflop_ratio']:.3f}, seconds {r['seconds_ratio']:.3f}")
     print(save(a, rows, 'operations' if a.count else 'cost'))
 

@@ -356,3 +356,15 @@ def test_unguided_is_set_back_after_an_error():
         with unguided(flow): assert flow.guidance_scale == 1.; raise KeyError
     assert flow.guidance_scale == 5.
     with unguided(object()): pass
+
+def test_reuse_of_the_reward_gradient_costs_little():
+    "One reward gradient for a transition: the same losses for a linear reward, and nearly the optimum for a quadratic one"
+    quad = lambda x, _=None: .8*x.sum(1)-.25*(x**2).sum(1); gap = {}
+    def made(reuse, reward, updates):
+        torch.manual_seed(0); flow = GaussianFlow(torch.zeros(2), torch.full((2,), .6))
+        h = finetune(flow, reward, VGGFlow(beta=1.5, reuse=reuse), FinetuneConfig(updates=updates, batch_size=128, lr=3e-3, schedule='cosine'), progress=False)
+        return flow,[r['loss'] for r in h.rows]
+    assert made(True, linear, 3)[1]==pytest.approx(made(False, linear, 3)[1], rel=1e-5)
+    flow,losses = made(True, quad, 300); assert losses[0]!=pytest.approx(made(False, quad, 1)[1][0], rel=1e-4)   # the two differ there
+    assert gap_closed(flow, quad, flow.prior(512, generator=torch.Generator().manual_seed(9)), time_grid(20), 1/1.5) > .985
+    with pytest.raises(ValueError, match='reuse goes with'): VGGFlow(mode='exact', reuse=True)

@@ -119,10 +119,11 @@ def trajectory_target(
     cond=None, # Prompts or None
     factors=None, # Clip factors (B,), the same at both ends of the step
     v_next:Tensor=None, # Stored velocity at (x_{k+1}, t_{k+1})
+    rg_next:Tensor=None, # ∇r(x̂_1) there, if known or to be taken from elsewhere
     both_ends:bool=False # Leave the target differentiable in φ through g(x_{k+1}, t_{k+1})
 )->tuple: # (target of g(x_k, t_k), v_base(x_k, t_k)), detached unless `both_ends`
     "g(x_{k+1}, t_{k+1}) + hJ_baseᵀ sg[g(x_{k+1}, t_{k+1})]: the costate equation over one Euler step"
-    with nullcontext() if both_ends else torch.no_grad(): ahead = value(x_next, t_next, cond, v=v_next, factors=factors)
+    with nullcontext() if both_ends else torch.no_grad(): ahead = value(x_next, t_next, cond, v=v_next, factors=factors, rg=rg_next)
     v,pulled = pullback(value.flow, x, t, ahead.detach(), cond)
     return ahead+expand_as(t_next-t, x)*pulled,v
 

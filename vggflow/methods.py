@@ -168,7 +168,7 @@ def consistency_term(
         known = g,*pullback(value.flow, w.x, w.t, g, w.cond)
         return consistency_loss(value, w.x, w.t, method.beta, w.cond, method.mode, w.factors, known=known, **method.mode_options()),known[1]
     if 'target' in w.tensors: target,base = w.target,w.base
-    else: target,base = trajectory_target(value, w.x, w.t, w.x2, w.t2, w.cond, w.factors, w.v2, both_ends=method.mode=='residual')
+    else: target,base = trajectory_target(value, w.x, w.t, w.x2, w.t2, w.cond, w.factors, w.v2, w.rg if method.reuse else None, method.mode=='residual')
     return mean_square(value(w.x, w.t, w.cond, w.v, w.factors, w.rg)-target),base
 
 # %% ../nbs/04_methods.ipynb #9af0ed90
@@ -224,15 +224,17 @@ class VGGFlow(Method):
         alpha:float=1., # Weight of the boundary loss; not used where η_1 = 1 meets the boundary exactly
         clip:float=None, # Quantile at which reward gradients are clipped; the paper uses 0.8
         correction:bool=True, # Learn ν_φ; False is ν ≡ 0
-        value_lr:float=None # Learning rate of ν_φ; None takes the flow's
+        value_lr:float=None, # Learning rate of ν_φ; None takes the flow's
+        reuse:bool=False # Take ∇r at the far end of a step from the near end: one reward gradient for a transition instead of two
     ):
-        super().__init__(beta=beta, eta=eta if isinstance(eta, str) else getattr(eta, '__name__', str(eta)), mode=mode, mu=mu, fd_eps=fd_eps, alpha=alpha, clip=clip, correction=correction, value_lr=value_lr)
+        super().__init__(beta=beta, eta=eta if isinstance(eta, str) else getattr(eta, '__name__', str(eta)), mode=mode, mu=mu, fd_eps=fd_eps, alpha=alpha, clip=clip, correction=correction, value_lr=value_lr, **(dict(reuse=True) if reuse else {}))
         known = [*trajectory_modes, *consistency_modes]
         if mode not in known: raise ValueError(f'unknown consistency mode {mode!r}: use one of {known}')
         if not 0<=mu<=1: raise ValueError(f'mu is a share in [0, 1], got {mu}')
         if beta<=0: raise ValueError(f'beta = 1/lambda must be positive, got {beta}')
+        if reuse and (mode not in trajectory_modes or mu): raise ValueError(f"reuse goes with mode 'residual' or 'trajectory' with mu 0, got {mode!r} with mu {mu}")
         self.beta,self.eta,self.mode,self.alpha,self.clip = beta,eta_schedule(eta),mode,alpha,clip
-        self.learn,self.value_lr,self.mu,self.fd_eps = correction,value_lr,mu,fd_eps
+        self.learn,self.value_lr,self.mu,self.fd_eps,self.reuse = correction,value_lr,mu,fd_eps,reuse
 
 # %% ../nbs/04_methods.ipynb #e28cb297
 @patch
