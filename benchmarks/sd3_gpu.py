@@ -81,6 +81,8 @@ def build(a, resolution, device, dtype):
 
 # --- One update, looked at in three ways
 
+REFERENCE = 'reference structure'
+
 def make_batch(flow, a, seed=0):
     g = torch.Generator().manual_seed(seed)
     return Batch(flow.prior(a.batch, generator=g), time_grid(a.steps, 3.).to(flow.device), ['a cat']*a.batch, g, a.transitions)
@@ -100,26 +102,36 @@ def timed(update, flow, reward, a):
         seconds.append(time.perf_counter()-t0)
     return statistics.median(seconds[1:]),torch.cuda.max_memory_allocated()/2**30 if gpu else float('nan')
 
+def prepared(name, flow, reward, a):
+    "The update without its set-up, which a run has once"
+    if name==REFERENCE: return reference_update
+    m = methods(a.checkpointing)[name]; m.setup(flow, reward)
+    return lambda f,r,b: m.loss(f, r, b)[0].backward()
+
+def operations(fn):
+    "Operations of a call; nan where the plain attention that is counted does not fit"
+    try: return flops(fn)
+    except torch.OutOfMemoryError: return float('nan')
+
 def looked_at(name, update, flow, reward, a):
     "A row: passes for each sample and transition, operations, seconds, memory"
     whole,part = update_passes(flow, reward, update(), make_batch(flow, a)); n = a.batch*a.transitions
-    clear(flow); ops = flops(lambda: update()(flow, reward, make_batch(flow, a))); clear(flow)
-    base = flops(lambda: sampling(flow, reward, make_batch(flow, a)))
-    seconds,memory = timed(lambda *x: update()(*x), flow, reward, a) if a.repeats else (float('nan'),)*2
+    clear(flow); base = operations(lambda: sampling(flow, reward, make_batch(flow, a))); ops = operations(lambda: update()(flow, reward, make_batch(flow, a))); clear(flow)
+    seconds,memory = timed(prepared(name, flow, reward, a), flow, reward, a) if a.repeats else (float('nan'),)*2
     return dict(method=name, **{k:round(v, 3) for k,v in (whole-part).per(n).items() if k!='reward'}, tflop=ops/1e12, tflop_sampling=base/1e12,
                 tflop_training=(ops-base)/1e12, seconds=seconds, peak_gib=memory, tflop_per_s=ops/1e12/seconds)
 
 def updates(a):
     "Name -> a callable that makes a fresh update"
-    return {'reference structure': lambda: reference_update,
+    return {REFERENCE: lambda: reference_update,
             **{k: (lambda k=k: partial(_one, k, a.checkpointing)) for k in methods() if not a.methods or k in a.methods}}
 
 def _one(name, checkpointed, flow, reward, batch): one_update(flow, reward, methods(checkpointed)[name], batch)
 
 def ratios(rows):
     "Add each row's shares of the reference's"
-    ref = rows[0]
-    for r in rows: r.update({f'{k}_ratio': r[k]/ref[k] for k in ('tflop_training','tflop','seconds') if ref[k]}, peak_gib_ratio=r['peak_gib']/ref['peak_gib'])
+    ref = next((r for r in rows if r['method']==REFERENCE), {})   # it may have been out of memory
+    for r in rows: r.update({f'{k}_ratio': r[k]/ref.get(k, float('nan')) for k in ('tflop_training','tflop','seconds','peak_gib')})
     return rows
 
 # --- Operations at full size, on the meta device
@@ -192,6 +204,7 @@ def save(a, rows, kind):
 def main():
     a = arguments()
     rows = [at_full_size(a, r) for r in a.resolution] if a.count else measure(a)
+    if not rows: sys.exit('nothing fitted the memory: lower --batch, --transitions or --resolution, or pass --checkpointing')
     for r in rows:
         if a.count: print(f"{r['resolution']}: training {r['training']:.4g} TFLOP, {r['training_ratio']:.3f} of the reference structure; update with sampling {r['update_ratio']:.3f}; with reuse {r['reuse_training_ratio']:.3f} and {r['reuse_update_ratio']:.3f}")
         else: print(f"{r['resolution']}  {r['method']:24s} of the reference: training operations {r['tflop_training_ratio']:.3f}, all operations {r['tflop_ratio']:.3f}, seconds {r['seconds_ratio']:.3f}")

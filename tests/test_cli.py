@@ -1,5 +1,5 @@
 "The command line: every verb on a tiny Stable Diffusion 3 from disk, and one line for what is wrong"
-import inspect, json, os, sys
+import inspect, json, os, re, shutil, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -59,6 +59,7 @@ def test_evaluate_a_run_twice(run, call, here):
 def test_export(run, call, model):
     pytest.importorskip('vggflow.export'); rc, out, err = call('export', run, 'given'); assert rc == 0, err
     assert {'README.md','pytorch_lora_weights.safetensors'} <= {p.name for p in Path('given').iterdir()}
+    card = Path('given/README.md').read_text(); assert 'dtype=torch.bfloat16' in card and 'height=16, width=16' in card and 'guidance_scale=2,' in card; [compile(c, 'card', 'exec') for c in re.findall('```python\n(.*?)```', card, re.S)]
     rc, _, err = call('export', run, 'given'); assert rc == 2 and 'given' in err; assert call('export', run, 'given', '--force')[0] == 0
 
 def test_doctor_verb(model, call):
@@ -86,6 +87,28 @@ def test_a_reward_without_gradient_ends_before_the_model_is_drawn_from(model, ca
 
 def test_an_unfinished_run_says_so(call, here):
     Path('half').mkdir(); rc, _, err = call('evaluate', '--run', 'half', '--out', 'x', '--reward', 'redness'); assert rc == 2 and 'no finished run' in err and 'resumes' in err
+
+def parsed(*argv): return cli.parser().parse_args([str(a) for a in argv])
+
+def test_a_run_that_does_not_say_its_settings(run, model, call, here):
+    shutil.copytree(run, 'bare'); Path('bare/command.json').unlink()
+    for argv in (['sample', 'a cat', '--run', 'bare'], ['evaluate', '--run', 'bare', '--out', 'x', '--reward', 'redness'], ['export', 'bare', 'x']):
+        rc, _, err = call(*argv); assert rc == 2 and 'does not say its settings' in err and '--model' in err and err.count('\n') == 1
+    flow,said = cli._model_of(parsed('sample', 'a cat', '--run', 'bare', '--model', model)); assert flow.guidance_scale == 1 and said == {}
+    rc, _, err = call('evaluate', '--run', 'bare', '--model', model, '--out', 'x', '--prompts', 'a cat'); assert rc == 2 and 'which reward' in err
+
+def test_settings_of_a_run_are_those_of_what_is_made_of_it(run, here, monkeypatch):
+    "Sampling, evaluation and export build the model as the run did"
+    shutil.copytree(run, 'r'); f = Path('r/command.json'); said = {**json.loads(f.read_text()), 'image_size':8, 'max_sequence_length':64, 'correction':'adapter'}; del said['reward']; f.write_text(json.dumps(said))
+    for more,size in (([], 8), (['--image-size', '16'], 16)):
+        flow,_ = cli._model_of(parsed('evaluate', '--run', 'r', *more)); assert (flow.latent_size*flow.pipe.vae_scale_factor, flow.max_sequence_length, flow.guidance_scale) == (size, 64, 2)
+    got = {}; monkeypatch.setattr('vggflow.export.export_lora', lambda flow, out, **kw: got.update(flow=flow, **kw)); assert cli.main(['export', 'r', 'x']) == 0; flow = got['flow']
+    assert flow.correction_kind == 'adapter' and flow.latent_size*flow.pipe.vae_scale_factor == 8 and flow.vae.dtype == torch.bfloat16 and {p.dtype for p in flow.trainable_parameters()} == {torch.float32}
+
+def test_a_run_without_a_reward_by_name_had_the_first_of_its_world(monkeypatch):
+    monkeypatch.setattr('vggflow.doctor.load_any_reward', lambda name, device: name); go = lambda said, *argv: cli._rewards_of(parsed('evaluate', *argv), said, 'cpu')[1]
+    assert go(dict(world='sd3', model='m'), '--run', 'r', '--model', 'm') == ['aesthetic'] and go(dict(updates=2), '--run', 'r') == ['emoji-aesthetic'] == go({}, '--lora', 'l')
+    assert go(dict(world='sd3', reward='redness'), '--run', 'r') == ['redness'] and go(dict(world='sd3'), '--run', 'r', '--reward', 'a', 'b') == ['a','b']
 
 def test_help_is_complete_and_light():
     "Every parameter of a run and of the model has a flag, and --help needs no torch"

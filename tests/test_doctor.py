@@ -33,6 +33,22 @@ def test_estimate_moves_as_it_should(models):
     assert e(optimizer='adamw-8bit')['adapter'] == e()['adapter']*10/16 and e(ema=.99)['adapter'] == e()['adapter']*20/16 and e(correction=False)['correction'] == 0 and e(prompts=91)['prompts'] == 2*e()['prompts']
     reward = torch.nn.Linear(10, 10); assert memory_estimate(Plan(resolution=16), seen, reward)['reward'] == 4*110
 
+def test_graphs_of_a_method_count(models, monkeypatch):
+    "DRaFT keeps one for each of its last steps, ReFL one, the others two with guidance; of a checkpointed one its inputs only"
+    seen = look_at_model(models['whole']); L = seen['configs']['transformer']['num_layers']
+    act = lambda **kw: memory_estimate(Plan(**{**dict(resolution=16, batch_size=4, micro_batch=2, forward_batch=1), **kw}), seen)['activations']; more = lambda **kw: act(graphs=5, **kw)-act(graphs=4, **kw)
+    assert act() == act(graphs=1) and act(guidance_scale=5.) == act(graphs=2, guidance_scale=5.) and more() == pytest.approx(17*more(gradient_checkpointing=True), rel=1e-6) and more()/L > 0
+    plans = []; monkeypatch.setattr('vggflow.doctor.check_memory_of', lambda plan, *_: plans.append(plan) or Check('memory', 'ok', '')); monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    for k in ('check_device','check_torchvision','check_hub'): monkeypatch.setattr(f'vggflow.doctor.{k}', lambda *a: Check('x', 'ok', ''))
+    for method,kw,graphs,dtype in [('VGG-Flow', {}, 0, 'bfloat16'), ('DRaFT', {}, 4, 'bfloat16'), ('draft', dict(options=dict(k=2, lv=3)), 6, 'bfloat16'), ('DRaFT', dict(options=dict(checkpointed=True)), 1, 'bfloat16'),
+                                   ('ReFL', {}, 1, 'bfloat16'), ('AM', {}, 0, 'float32'), ('AM', dict(dtype='bfloat16'), 0, 'bfloat16'), ('Refle', {}, 0, 'bfloat16')]:
+        doctor(model=models['whole'], method=method, resolution=16, **kw); assert (plans[-1].graphs, plans[-1].dtype) == (graphs, dtype), method
+
+def test_a_plain_reward_is_tried_where_the_run_will_be(here, monkeypatch):
+    (here/'r.py').write_text('def f(x, p): return x.mean((1,2,3))\n'); seen = []
+    monkeypatch.setattr('vggflow.rewards.check_reward', lambda r, name='', device='': seen.append(device) or [])
+    doctor(reward=f'{here}/r.py:f', device='cuda:1'); doctor(reward=f'{here}/r.py:f'); assert seen == ['cuda:1', 'cuda' if torch.cuda.is_available() else 'cpu']
+
 def test_too_little_memory_names_what_helps(models, monkeypatch):
     seen = look_at_model(models['whole'])
     for free,status in ((2**20, 'failed'), (2**40, 'ok')):

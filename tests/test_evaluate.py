@@ -162,6 +162,26 @@ def test_saved_images_of_others(tmp_path):
     for bad in (tmp_path/'none', tmp_path/'a cat'):
         with pytest.raises(OSError, match='no folder of images|no images in'): saved_images(bad)
 
+def test_prompts_are_fingerprinted_in_chunks():
+    "No more at once than the batch; what is one chunk has the name that it had"
+    import hashlib
+    from vggflow.evaluate import fingerprint
+    ps = list('abcdefg'); flow = Toy(); key = fingerprint(flow, ps, 1); assert flow.drawn == [7]
+    x = flow.prior(7, ps, generator=torch.Generator().manual_seed(7)); y = flow.decode(flow.base_velocity(x, torch.full((7,), .5), ps))
+    assert key == hashlib.sha256(y.detach().numpy().tobytes()+repr((ps, 1)).encode()).hexdigest()[:20]
+    flow.drawn.clear(); fingerprint(flow, ps, 1, 3); assert flow.drawn == [3,3,1]
+    flow.drawn.clear(); Evaluator(flow, bright, ps, 2, 2, batch_size=4, features=dict(perceptual=blocks), cache=False); assert max(flow.drawn) == 4
+
+def test_a_plain_reward_gets_its_images_on_the_device(tmp_path):
+    "It may hold a network that no one sees; one that is seen says where it is"
+    from vggflow.evaluate import near
+    x = torch.zeros(2,3,8,8); assert near(x, bright, 'meta').device.type == 'meta' and near(x, bright) is x and near(x, torch.nn.Linear(1, 1), 'meta').device.type == 'cpu'
+    seen = []
+    def reward(x, p): seen.append(x.device.type); return torch.zeros(len(x))
+    class Far(Toy): device = 'meta'
+    ev = Evaluator(Far(), reward, PS, 2, 2, cache=False); ev.numbers(torch.rand(6,3,8,8), [p for p in PS for _ in 'ab']); assert seen == ['meta']
+    draw_images(tmp_path/'i', Toy(), PS, **KW); evaluate_sets(tmp_path/'o', dict(finetuned=saved_images(tmp_path/'i')), dict(reward=reward), {}, progress=False, device='meta'); assert seen == ['meta']*4
+
 def test_numbers_of_one_image_a_prompt():
     "Diversity and distances need two; the rest does not"
     s = [dict(reward=torch.tensor([float(i)]), alignment=torch.tensor([.1]), **{'feature.perceptual': torch.rand(1,4)}) for i in range(3)]

@@ -348,6 +348,14 @@ def test_resumed_with_dropout_and_a_second_adapter(tiny, tmp_path):
     assert all(torch.equal(a, b) for a,b in zip(whole[0].trainable_state().values(), rest[0].trainable_state().values()))
     assert all(torch.equal(a, b) for a,b in zip(whole[1].state_dict().values(), rest[1].state_dict().values()))
 
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('kind,scale', [('t5',1.), ('no_t5',3.)])
+def test_every_method_resumes_bit_for_bit(tiny, method, kind, scale, tmp_path):
+    "T5 present and absent, guidance off and on"
+    whole = update(tiny[kind], method, tmp_path/'a', updates=2, guidance_scale=scale); update(tiny[kind], method, tmp_path/'b', updates=1, guidance_scale=scale)
+    rest = update(tiny[kind], method, tmp_path/'b', updates=2, guidance_scale=scale)
+    assert all(torch.equal(a, b) for a,b in zip(whole[0].trainable_state().values(), rest[0].trainable_state().values()))
+
 def test_export_overwrites_nothing(tiny, tmp_path):
     f,m,_ = update(tiny['t5'], 'refl', tmp_path/'run'); out = export_lora(f, tmp_path/'out', run=tmp_path/'run'); card = (out/'README.md').read_text()
     assert sorted(p.name for p in out.iterdir())==['README.md','pytorch_lora_weights.safetensors'] and card.startswith('---\nlibrary_name: diffusers') and 'license' not in card.split('---')[1]

@@ -44,22 +44,29 @@ def finetune(a):
     if a.out: print(f"run directory: {a.out}")
 
 # %% ../nbs/29_cli.ipynb #f6aa16f1
-def _of_run(folder):
-    "Parameters of a run directory, and where its adapter is"
+def _of_run(folder, model=''):
+    "Parameters of a run directory, and where its adapter is; what does not say its parameters needs the name of a model"
     folder = Path(folder); there = [f for f in (folder/'command.json', folder/'card.json') if f.exists()]
     if not folder.is_dir(): raise FileNotFoundError(f'no run directory {str(folder)!r}')
     said = json.loads(there[0].read_text(encoding='utf8')) if there else {}; said = said.get('parameters', said)
     if not (folder/'lora').is_dir(): raise FileNotFoundError(f'{folder} holds no finished run, it has no lora/: let it end (vggflow finetune --out {folder} resumes it), or name an adapter by --lora')
+    if not said and not model: raise ValueError(f'{folder} does not say its settings, it has no command.json and no card.json: name --model, and --guidance-scale, --image-size, … if they were not the usual ones')
     return said,folder/'lora'
+
+_pipes = ('image_size','revision','max_sequence_length','variant','local_files_only')
+
+def _settings(said, names, a=None):
+    "What the command line, or else the run, says of its pipeline"
+    found = {k: getattr(a, k, None) or said.get(k) for k in names}
+    return {k:v for k,v in found.items() if v is not None}
 
 def _model_of(a):
     "The flow that --model, --lora and --run name, and the run's parameters"
     from vggflow.evaluate import load_model
-    said,lora = _of_run(a.run) if getattr(a, 'run', '') else ({},a.lora or '')
-    model = a.model or said.get('model') or ''; usual = 1. if said else 5. if model else 2.   # a run's is what it says, or 1
-    kw = dict(guidance_scale=a.guidance_scale if a.guidance_scale is not None else said.get('guidance_scale', usual))
-    if model: kw |= dict(image_size=a.image_size or said.get('image_size'), revision=a.revision or said.get('revision'))
-    elif said.get('world', 'emoji')!='emoji': raise ValueError(f"{a.run} is a run of world {said['world']!r}" + (': name its --model' if said['world']=='sd3' else ', which has no images'))
+    said,lora = _of_run(a.run, a.model) if getattr(a, 'run', '') else ({},a.lora or '')
+    model = a.model or said.get('model') or ''; usual = 1. if getattr(a, 'run', '') else 5. if model else 2.   # a run's is what it says, or 1
+    kw = dict(guidance_scale=a.guidance_scale if a.guidance_scale is not None else said.get('guidance_scale', usual), **_settings(said, _pipes, a))
+    if not model and said.get('world', 'emoji')!='emoji': raise ValueError(f"{a.run} is a run of world {said['world']!r}" + (': name its --model' if said['world']=='sd3' else ', which has no images'))
     return load_model(model, a.lora or lora, a.dtype or '', a.device or '', **kw),said
 
 # %% ../nbs/29_cli.ipynb #d76cec7c
@@ -90,7 +97,8 @@ def _rewards_of(a, said, device):
     "The rewards to report: name -> reward"
     from vggflow.doctor import load_any_reward
     from vggflow.train import first_reward
-    specs = a.reward or [said.get('reward') or (first_reward('emoji') if not a.model and not a.images else '')]
+    first = first_reward(said.get('world', 'emoji')) if said or not (a.model or a.images) else ''   # a run without a name had the first of its world
+    specs = a.reward or [said.get('reward') or first]
     if not specs[0]: raise ValueError('which reward? Give --reward, for example --reward pickscore clip')
     return {'reward' if len(specs)==1 else s: load_any_reward(s, device) for s in specs},specs
 
@@ -121,7 +129,7 @@ def evaluate(a):
     if not (a.model or a.lora or a.run or a.images): raise ValueError('what is to be evaluated? Give --lora FOLDER (with --model), --run DIR or --images DIR')
     if a.images and (a.model or a.lora or a.run): raise ValueError('--images evaluates images that are there: leave --model, --lora and --run out')
     if not a.out: raise ValueError('where to? Give --out, a folder; called again on it, the evaluation goes on')
-    said = _of_run(a.run)[0] if a.run else {}; a.model = a.model or said.get('model') or None
+    said = _of_run(a.run, a.model)[0] if a.run else {}; a.model = a.model or said.get('model') or None
     prompts = _prompts(a) or said.get('prompts') or []
     if isinstance(prompts, str): from vggflow.prompts import load_prompts; prompts = load_prompts(prompts)
     device = a.device or ('cuda' if torch.cuda.is_available() and (a.model or a.images) else 'cpu'); rewards,specs = _rewards_of(a, said, device); fs = _extractors_of(a, device)
@@ -132,7 +140,7 @@ def evaluate(a):
             if a.model: raise ValueError('which prompts? Give --prompts, for example --prompts drawbench')
             from vggflow.emoji import prompts
         sets = _sets_of(a, flow, said, list(prompts))
-    r = evaluate_sets(a.out, sets, rewards, fs, progress=not a.quiet, about=dict(reward=specs, model=a.model or '', lora=str(a.lora or a.run or ''), seed=a.seed))
+    r = evaluate_sets(a.out, sets, rewards, fs, progress=not a.quiet, device=device, about=dict(reward=specs, model=a.model or '', lora=str(a.lora or a.run or ''), seed=a.seed))
     for k,v in r['sets'].items(): print(f'{k}: ' + ', '.join(f'{n} {x:.4g}' for n,x in v.items()))
     print(f"{a.out}/evaluation.json, {a.out}/sheet.png")
 
@@ -151,8 +159,8 @@ def export(a):
     "Write a run's adapter for others: LoRA, value correction and model card"
     from vggflow.export import export_lora
     from vggflow.evaluate import load_model
-    said = _of_run(a.run)[0]; model = a.model or said.get('model') or ''
-    flow = load_model(model, Path(a.run)/'lora', 'float32' if not model else '', 'cpu', guidance_scale=said.get('guidance_scale', 1. if model else None))
+    said,lora = _of_run(a.run, a.model); model = a.model or said.get('model') or ''
+    flow = load_model(model, lora, 'bfloat16' if model else 'float32', 'cpu', guidance_scale=said.get('guidance_scale', 1.), **_settings(said, (*_pipes,'correction','correction_layers')))   # the adapter is float32 all the same
     print(export_lora(flow, a.out, run=a.run, force=a.force))
 
 def prompts(a):
@@ -253,7 +261,8 @@ _examples = dict(
       --guidance-scale 5 --beta 1e4 --image-size 512 --micro-batch 1 --gradient-checkpointing --out runs/pick
   vggflow finetune --model ~/sd3 --reward "aesthetic=1,clip=0.5" --prompts animals --out runs/sum
   vggflow finetune --model ~/sd3 --reward my_rewards.py:brightness --prompts my.csv:caption --out runs/mine
-  accelerate launch --num_processes 8 -m vggflow.train card.json           several GPUs; the card is a JSON of these options""",
+  accelerate launch --num_processes 8 -m vggflow.train card.json           several GPUs; the card is a JSON of these options;
+      its "prompts" are a string, the name of a set or a file, or a list of the prompts themselves""",
     sample="""examples:
   vggflow sample "a cat" --n 4 --out cats.png
   vggflow sample --model ~/sd3 --lora runs/pick/lora --prompts drawbench --limit 8 --compare --out pick.png""",
@@ -294,7 +303,7 @@ def _training():
         _num('steps', int, None, 'Euler steps of the sampler (20)'), _num('shift', float, None, "shift of the time grid; the model's own"), _num('transitions', int, None, 'transitions of each trajectory (5)'),
         _num('seed', int, None, 'random seed (0)'), _o('--optimizer', help='adamw, adamw-fused or adamw-8bit'), _num('weight_decay', float, None, "AdamW's (0.01)"), _num('grad_clip', float, None, 'norm of the gradient (1)'),
         _o('--schedule', help='constant or cosine'), _num('ema', float, None, 'decay of the average of the weights; 0: none'),
-        'memory', _num('micro_batch', int, None, 'items with gradients at once; changes memory, not results'), _num('forward_batch', int, None, 'samples at once without gradients'),
+        'memory', _num('micro_batch', int, None, 'items with gradients at once; changes memory, not results (without dropout)'), _num('forward_batch', int, None, 'samples at once without gradients'),
         _on('gradient_checkpointing', 'recompute the transformer'), _on('decode_checkpointing', 'recompute the decoder'), _o('--taesd', help='folder or hub id of a tiny autoencoder for decoding with gradients'),
         _on('vae_tiling', 'decode in tiles'), _on('vae_slicing', 'decode one image at a time'), _on('compile', 'torch.compile what is frozen'),
         _o('--embeddings', help='folder that keeps encoded prompts')]

@@ -208,6 +208,7 @@ class Plan:
     correction:bool=True; correction_layers:int=2 # With a correction network (VGG-Flow), and its blocks
     optimizer:str='adamw'; ema:float=0. # As in FinetuneConfig
     gradient_checkpointing:bool=False; decode_checkpointing:bool=False # As in SD3Flow
+    graphs:int=0 # Calls of the transformer whose graphs are kept at once; 0: with guidance 2, else 1
     max_sequence_length:int=256; prompts:int=45 # Tokens of T5; how many prompts
 
 # %% ../nbs/31_doctor.ipynb #f6479bfb
@@ -228,7 +229,7 @@ def _activations(plan, c, vae, reward, b):
     "Bytes of the graph through the transformer, of decoder and reward, and of sampling"
     m,f = plan.micro_batch or plan.batch_size*plan.transitions,plan.forward_batch or plan.batch_size; scale = 2**(len(vae['block_out_channels'])-1)
     N = (plan.resolution/scale/c['patch_size'])**2 + 77 + plan.max_sequence_length; D = c['num_attention_heads']*c['attention_head_dim']; L = c['num_layers']
-    graph = b*m*N*D*(L+17 if plan.gradient_checkpointing else 17*L)
+    g = plan.graphs or (2 if plan.guidance_scale!=1 else 1); graph = b*m*N*D*(g*L+17 if plan.gradient_checkpointing else 17*g*L)
     decode = 6*b*(1 if plan.decode_checkpointing else min(m, f))*_decoder_activations(vae, plan.resolution**2, plan.decode_checkpointing)
     v = getattr(getattr(getattr(reward, 'clip', None) or getattr(reward, 'vision', None), 'config', None), 'vision_config', None) or getattr(getattr(reward, 'vision', None), 'config', None)
     if v is not None: decode += 68*min(m, f)*((v.image_size//v.patch_size)**2+1)*v.hidden_size*v.num_hidden_layers
@@ -292,6 +293,14 @@ def _rank(lora):
     from vggflow.sd3 import lora_settings
     return lora_settings(lora)['lora_rank']
 
+def _of_method(method, options=None)->dict:
+    "What the memory asks of a method: graphs of the transformer at once (0: with guidance 2, else 1), and the type of the weights"
+    from vggflow.train import make_method
+    try: m = make_method(method, **(options or {}))
+    except Exception: return {}   # `check_method` says why
+    graphs = dict(ReFL=lambda: 1, DRaFT=lambda: 1 if m.checkpointed else m.k*max(1, m.lv)).get(type(m).__name__, lambda: 0)()
+    return dict(graphs=graphs, **(dict(dtype='float32') if type(m).__name__=='AdjointMatching' else {}))   # as in training
+
 def _check_parts(res, model, lora, reward, device, **hub):
     "Checks of model, adapter and reward; what they loaded"
     seen,r = {},[None]
@@ -301,7 +310,7 @@ def _check_parts(res, model, lora, reward, device, **hub):
     if lora: res.append(tried('adapter', lambda: lora_fits(lora, seen['nets']['transformer']) if seen else Check('adapter', 'warning', f"rank {_rank(lora)}, not compared with a model", 'name it: --model')))
     def rewarding():
         from vggflow.rewards import check_reward
-        r[0] = load_any_reward(reward, device); notes = check_reward(r[0], name=reward)
+        r[0] = load_any_reward(reward, device); notes = check_reward(r[0], name=reward, device=device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         return Check('reward', 'ok', '; '.join([f'{reward}: one finite number per image, with a gradient', *notes]))
     if reward: res.append(tried('reward', rewarding))
     return seen,r[0]
@@ -320,7 +329,7 @@ def doctor(
     if prompts: res.append(p := tried('prompts', lambda: check_prompts_of(prompts, limit))); n = int(p.found.split(':')[0]) if p.status!='failed' else n
     res.append(tried('method', lambda: check_method(method, options)))
     if seen: plan.setdefault('resolution', seen['configs']['transformer']['sample_size']*2**(len(seen['configs']['vae']['block_out_channels'])-1))
-    plan = Plan(**{'correction': method.lower().replace('-', '')=='vggflow', 'dtype': 'bfloat16' if torch.cuda.is_available() else 'float32', 'prompts':n, **plan})
+    plan = Plan(**{'correction': method.lower().replace('-', '')=='vggflow', 'dtype': 'bfloat16' if torch.cuda.is_available() else 'float32', 'prompts':n, **_of_method(method, options), **plan})
     res.append(tried('disk', lambda: check_disk(out, plan, seen or None)))
     if seen: res.append(tried('memory', lambda: check_memory_of(plan, seen, r, device)))
     return res

@@ -107,10 +107,10 @@ def features_of(
     "Features of many images"
     return torch.cat([extract(near(b, extract)).float().cpu() for b in images.split(batch_size)])
 
-def near(x, f):
-    "`x` on the device of the network `f`, where `f` is one"
+def near(x, f, device=None):
+    "`x` on the device of the network `f`, where `f` is one, else on `device`, which a plain function may need for a network that it holds"
     p = next(f.parameters(), None) if isinstance(f, torch.nn.Module) else None
-    return x if p is None else x.to(p.device)
+    return x.to(p.device if p is not None else device or x.device)
 
 def by_prompt(
     fn, # Function of one (n,d) tensor per argument
@@ -124,12 +124,14 @@ def by_prompt(
 def fingerprint(
     flow, # A FlowModel
     prompts, # list[str]
-    settings # Anything with a repr that names the rest
+    settings, # Anything with a repr that names the rest
+    batch_size:int=32 # Prompts at once
 )->str: # Hexadecimal
     "Checksum of what the base model computes at every prompt, with the settings"
     x = flow.prior(len(prompts), prompts, generator=torch.Generator().manual_seed(7))
-    with torch.no_grad(): y = flow.decode(flow.base_velocity(x, torch.full((len(x),), .5, device=x.device), prompts))
-    return hashlib.sha256(y.float().cpu().numpy().tobytes()+repr((list(prompts), settings)).encode()).hexdigest()[:20]
+    one = lambda x,c: flow.decode(flow.base_velocity(x, torch.full((len(x),), .5, device=x.device), c)).float().cpu()
+    with torch.no_grad(): y = torch.cat([one(x[i:i+batch_size], prompts[i:i+batch_size]) for i in range(0, len(prompts), batch_size)])
+    return hashlib.sha256(y.numpy().tobytes()+repr((list(prompts), settings)).encode()).hexdigest()[:20]
 
 def cache_folder()->Path: # $VGGFLOW_CACHE, data/.cache of a checkout, or ~/.cache/vggflow
     "Where features of base models are kept"
@@ -155,6 +157,7 @@ class Evaluator:
     ):
         self.reward,self.prompts,self.n,self.features,self.more = reward,list(prompts),images_per_prompt,features or {},more
         self.how,self.batch_size,self.seed,self.fid,self.sheets = dict(steps=steps, shift=shift),batch_size,seed,fid,sheets
+        self.device = getattr(flow, 'device', None)   # for a reward that is a plain function
         self.base = self._base(flow, cache_folder() if cache is None else cache)
     def __call__(self, flow, update=0):
         images,cond = draw(flow, self.prompts, self.n, seed=self.seed, batch_size=self.batch_size, **self.how)
@@ -167,7 +170,7 @@ class Evaluator:
 @torch.no_grad()
 def rewards(self:Evaluator, images, cond):
     "Reward of every image"
-    return torch.cat([self.reward(near(b, self.reward).clamp(0,1), c).float().cpu() for b,c in _batches(images, cond)])
+    return torch.cat([self.reward(near(b, self.reward, self.device).clamp(0,1), c).float().cpu() for b,c in _batches(images, cond)])
 
 @patch
 @torch.no_grad()
@@ -203,7 +206,7 @@ def _base(self:Evaluator, flow, cache):
     f = self.features.get(self.fid)
     if f is None: return {}
     how = self.how if self.how['shift'] is not None else {**self.how, 'times': flow.times(self.how['steps'], None).tolist()}
-    key = fingerprint(flow, self.prompts, (self.n, self.seed, how, type(f).__name__))
+    key = fingerprint(flow, self.prompts, (self.n, self.seed, how, type(f).__name__), self.batch_size)
     file = Path(cache)/f'base-{key}.safetensors' if cache else None
     if file and file.exists(): return load_file(file)
     images = lambda seed: draw(flow, self.prompts, self.n, seed=seed, base=True, batch_size=self.batch_size, **self.how)[0].clamp(0,1)
@@ -280,7 +283,7 @@ def evaluator(
         kw = {k:v for k,v in kw.items() if k in ('steps','shift','seed')}
         return AnalyticEvaluator(flow, reward, 1/beta, **kw)
     feats,more = extractors(perceptual, clip, getattr(flow, 'device', 'cpu')),[]
-    kw = {**dict(batch_size=96 if world=='emoji' else 8, fid='effnet' if 'effnet' in feats else 'perceptual'), **kw}
+    kw = {**dict(fid='effnet' if 'effnet' in feats else 'perceptual'), **kw, 'batch_size':kw.get('batch_size') or (96 if world=='emoji' else 8)}
     if world=='emoji':
         from vggflow.emoji import load_clip, load_probe
         from vggflow.prompts import ANIMALS
@@ -392,10 +395,10 @@ def read_images(files)->torch.Tensor: # (n,3,H,W) in [0,1]; raises `ValueError` 
 
 # %% ../nbs/23_evaluate.ipynb #481e6a73
 @torch.no_grad()
-def score_prompt(images, prompt:str, rewards:dict, features:dict, batch_size:int=32)->dict:
+def score_prompt(images, prompt:str, rewards:dict, features:dict, batch_size:int=32, device=None)->dict:
     "Rewards, features and alignment of the images of one prompt: name -> (n,) or (n,d)"
     out = {}; parts = images.split(batch_size)
-    for k,r in rewards.items(): out[k] = torch.cat([r(near(b, r), [prompt]*len(b)).float().cpu() for b in parts])
+    for k,r in rewards.items(): out[k] = torch.cat([r(near(b, r, device), [prompt]*len(b)).float().cpu() for b in parts])
     for k,f in features.items():
         out[f'feature.{k}'] = e = features_of(f, images, batch_size)
         if hasattr(f, 'text'): out['alignment'] = (e*f.text([prompt]).float().cpu()).sum(1)
@@ -406,7 +409,8 @@ def score_images(
     out, # Folder of the scores, a file for each prompt
     files:dict, # prompt -> image files, see `saved_images`
     rewards:dict, features:dict, # name -> reward, name -> extractor
-    batch_size:int=32, progress:bool=True # Images at once; show a bar
+    batch_size:int=32, progress:bool=True, # Images at once; show a bar
+    device=None # Where a reward that is a plain function gets its images
 )->list: # As from `score_prompt`, one for each prompt
     "Score a set of images; what was scored before by the same is read"
     from safetensors import safe_open
@@ -415,7 +419,7 @@ def score_images(
         key = checksum(who, prompt, *[hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in fs]); file = Path(out)/f'{i:05d}.safetensors'
         with safe_open(file, 'pt') if file.exists() else contextlib.nullcontext() as old: known = bool(old) and (old.metadata() or {}).get('key')==key
         if not known:
-            scores = score_prompt(read_images(fs), prompt, rewards, features, batch_size)
+            scores = score_prompt(read_images(fs), prompt, rewards, features, batch_size, device)
             write_whole(file, lambda t: save_file(scores, t, metadata=dict(key=key)))
         res.append(load_file(file))
     return res
@@ -453,12 +457,13 @@ def evaluate_sets(
     rewards:dict, features:dict, # name -> reward; name -> extractor
     fid:str='', # Extractor of the Fréchet distance; default effnet if there, else perceptual
     batch_size:int=32, progress:bool=True, # Images at once; show bars
-    about:dict=None # Whatever else the record should keep
+    about:dict=None, # Whatever else the record should keep
+    device=None # As in `score_images`
 )->dict: # What evaluation.json holds
     "Score sets of images and write the numbers, prompt by prompt too"
     from PIL import Image
     out = Path(out); fid = fid or ('effnet' if 'effnet' in features else 'perceptual')
-    scores = {k: score_images(out/'scores'/k, files, rewards, features, batch_size, progress) for k,files in sets.items()}
+    scores = {k: score_images(out/'scores'/k, files, rewards, features, batch_size, progress, device) for k,files in sets.items()}
     base,floor = scores.get('base'),scores.get('base-again')
     numbers = lambda pick: {k: set_numbers(pick(s), pick(base) if base and k!='base' else None, pick(floor) if floor else None, fid) for k,s in scores.items() if k!='base-again'}
     prompts = list(next(iter(sets.values())))

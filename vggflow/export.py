@@ -115,17 +115,19 @@ def _use(flow, base, info):
     "The section on how to load it"
     c,steps = (info or {}).get('record', {}).get('config', {}),28
     steps = c.get('steps', steps); given = c.get('shift')
+    side = flow.latent_size*flow.pipe.vae_scale_factor
     own = '' if given is None else f'\n\nThe run sampled on the time grid `time_grid({steps}, {given:g})`. The same in diffusers: `sigmas=(1-time_grid({steps}, {given:g})[:-1]).tolist()` in place of `num_inference_steps`.'
     return f"""```python
+import torch
 from diffusers import StableDiffusion3Pipeline
-pipe = StableDiffusion3Pipeline.from_pretrained({base!r})
+pipe = StableDiffusion3Pipeline.from_pretrained({base!r}, dtype=torch.bfloat16)
 pipe.load_lora_weights('this folder or its hub id')
-image = pipe('a prompt', num_inference_steps={steps}, guidance_scale={flow.guidance_scale:g}).images[0]
+image = pipe('a prompt', num_inference_steps={steps}, guidance_scale={flow.guidance_scale:g}, height={side}, width={side}).images[0]
 ```
 
 ```python
 from vggflow.sd3 import SD3Flow, lora_settings
-flow = SD3Flow.from_pretrained({base!r}, guidance_scale={flow.guidance_scale:g}, **lora_settings(folder)); flow.load_lora(folder)
+flow = SD3Flow.from_pretrained({base!r}, dtype='bfloat16', image_size={side}, guidance_scale={flow.guidance_scale:g}, **lora_settings(folder)); flow.load_lora(folder)
 ```{own}"""
 
 # %% ../nbs/16_export.ipynb #76910725

@@ -68,7 +68,7 @@ _may_change = {'updates','save_every','eval_every','micro_batch','forward_batch'
 def run_record(flow, reward, method, config, prompts=None)->dict:
     "What identifies a run: the settings of loop, method and flow, the reward's name, and the prompts"
     import vggflow
-    describe,asked,own = getattr(flow, 'describe', lambda: {})(),asdict(config),flow.times(config.steps)
+    describe,asked,own = getattr(flow, 'describe', lambda: {})(),asdict(config),flow.times(config.steps, config.shift)
     if config.shift is None and torch.equal(own, time_grid(config.steps)): asked['shift'] = 1.   # the model's own, by number
     return dict(config=asked, method=dict(name=type(method).__name__, **method.hyper),
                 flow=dict(name=type(flow).__name__, **describe),
@@ -449,7 +449,8 @@ def look(self:_Run, last=False):
 @patch
 def undisturbed(self:_Run, fn)->dict:
     "`fn(flow, update)` by the first process, or by all where the model is sharded, with the averaged weights and random numbers of its own"
-    with torch.random.fork_rng(), torch.no_grad(), self.averaged():
+    device = self.flow.trainable_parameters()[0].device
+    with torch.random.fork_rng([device] if device.type=='cuda' else []), torch.no_grad(), self.averaged():
         if not self.ps.sharded: return self.ps.share(lambda: fn(self.flow, self.update))
         row = fn(self.flow, self.update)
         return self.ps.share(lambda: row)
@@ -556,7 +557,7 @@ def finetune(
     ps = Processes(accelerator or launched()); check_run(ps, flow, config)
     record = run_record(flow, reward, method, config, prompts)
     if out: ps.share(lambda: claim_folder(out, record, resume))
-    if prompts and (out or ps.n>1) and hasattr(flow, 'encode'): flow.encode([*dict.fromkeys(prompts), ''])   # all at once: their rounding must not depend on which come first
+    if prompts and (out or ps.n>1) and hasattr(flow, 'remember'): flow.remember([*prompts, ''])   # in this order: their rounding must not depend on which come first
     if ps.n>1 and wants_shards(): shard(flow, ps.acc); ps.sharded = True
     run = _Run(flow, reward, method, config, out, stop_on, thresholds, ps, (evaluate,samples))
     if out: run.resume()

@@ -202,12 +202,12 @@ def vgg_terms(
 )->dict: # The terms of (15), each a scalar
     "Matching, consistency and boundary losses on the chosen transitions"
     value = method.value
-    vel = flow.velocity(w.x, w.t, w.cond)
     with torch.no_grad(): g = value(w.x, w.t, w.cond, w.v, w.factors, w.rg)
     terms = {}
     if method.learn: terms['consistency'],base = consistency_term(method, w, g)
     else:
         with torch.no_grad(): base = flow.base_velocity(w.x, w.t, w.cond)
+    vel = flow.velocity(w.x, w.t, w.cond)   # now that the graph of the base's VJP is gone
     terms['matching'] = matching_loss(vel-base, g, method.beta)/method.beta**2
     if 'edge' in w.tensors: terms['boundary'] = boundary_term(method, w)
     return {n: l/value.unit**2 for n,l in terms.items()}

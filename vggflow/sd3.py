@@ -236,7 +236,8 @@ def describe(self:SD3Flow)->dict:
     c = self.transformer.peft_config['default']
     extra = dict(lora_dropout=(c.lora_dropout, 0.), correction=(self.correction_kind, 'transformer'), correction_layers=(self.correction_layers, 2),
         detach_base=(self.detach_base, False), latent_size=(self.latent_size, self.transformer.config.sample_size), revision=(self.revision, None),
-        max_sequence_length=(self.max_sequence_length, 256), taesd=(self.taesd is not None, False), t5=(self._has_t5, True))
+        max_sequence_length=(self.max_sequence_length, 256), taesd=(self.taesd is not None, False), t5=(self._has_t5, True),
+        dtype=(str(self.transformer.pos_embed.proj.weight.dtype).split('.')[-1], 'float32'))
     return dict(model=Path(str(self.pipe.name_or_path or 'unnamed')).name, lora_rank=c.r, lora_alpha=c.lora_alpha,
                 lora_targets=sorted(c.target_modules), guidance_scale=self.guidance_scale, **{k:v for k,(v,usual) in extra.items() if v!=usual})
 
@@ -367,6 +368,16 @@ def _encode_new(self:SD3Flow, new:list)->dict:
     return made
 
 # %% ../nbs/13_sd3.ipynb #30f99d7c
+@patch
+def remember(self:SD3Flow,
+    prompts:list # Prompts, repeated or not
+):
+    "Encode prompts for later, without a batch of them all; warns where memory will not do"
+    with torch.no_grad(), temporarily_clear_interpreter_stack():
+        ps = list(dict.fromkeys(prompts)); n = self.text_batch
+        if len(ps)>2000 and not self.embeddings: warnings.warn(f'{len(ps)} prompts are kept in memory, some megabytes each: give embeddings=, a folder that keeps them', RuntimeWarning)
+        for i in range(0, len(ps), n): self._lookup(ps[i:i+n])
+
 @patch
 def drop_text_encoders(self:SD3Flow):
     "Free the text encoders; prompts encoded before stay known, and so does the empty one"
