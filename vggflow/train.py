@@ -166,7 +166,8 @@ def check_settings(config, method, ps, out):
     "What can be known to be wrong before a model is loaded; raises a one-line `ValueError` or `ImportError`"
     for n in config.log_to: tracker_class(n)
     if config.batch_size%ps.n: raise ValueError(f'batch_size={config.batch_size} cannot be shared by {ps.n} processes: give a multiple')
-    for what,k in (('transitions',config.transitions),(f'k of {type(method).__name__}',getattr(method, 'k', 0))):
+    used = config.transitions if isinstance(method, (VGGFlow,CostateMethod)) else 0
+    for what,k in (('transitions',used),(f'k of {type(method).__name__}',getattr(method, 'k', 0))):
         if k>config.steps: raise ValueError(f'{what} must be at most the {config.steps} steps of the sampler, got {k}')
     if config.sample_every and not out: raise ValueError(f'sample_every={config.sample_every} writes sheets of images: it needs out= and a model with prompts')
 
