@@ -17,7 +17,7 @@ from .evaluate import Evaluator, evaluator
 from .diagnostics import stop_names
 from .finetune import FinetuneConfig, Processes, finetune, launched, tracker_class, wants_shards
 from .flow import time_grid
-from .methods import methods
+from .methods import CostateMethod, VGGFlow, methods
 
 # %% ../nbs/24_train.ipynb #8a629598
 class World(NamedTuple):
