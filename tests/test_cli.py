@@ -83,7 +83,7 @@ def test_one_line_and_exit_2(model, call, argv, says):
 
 def test_a_reward_without_gradient_ends_before_the_model_is_drawn_from(model, call, here):
     Path('flat.py').write_text('import torch\ndef f(images, prompts): return images.detach().mean((1,2,3))\n')
-    rc, _, err = call('finetune', '--model', model, '--reward', 'flat.py:f', '--prompts', 'a', '--out', 'r', *FAST); assert rc == 2 and 'no gradient' in err and not Path('r/config.json').exists()
+    rc, _, err = call('finetune', '--model', model, '--reward', 'flat.py:f', '--prompts', 'a', '--out', 'r', '--transitions', '2', *FAST); assert rc == 2 and 'no gradient' in err and not Path('r/config.json').exists()
 
 def test_an_unfinished_run_says_so(call, here):
     Path('half').mkdir(); rc, _, err = call('evaluate', '--run', 'half', '--out', 'x', '--reward', 'redness'); assert rc == 2 and 'no finished run' in err and 'resumes' in err

@@ -84,7 +84,8 @@ def test_a_card_is_run_once_by_both(found, tmp_path):
     alone = train.run(**CARD, out=tmp_path)
     rows = read_rows(d/'card2/metrics.jsonl')
     assert [r['update'] for r in rows] == [1, 2, 3, 4] and max(abs(r['loss']-q['loss']) for r, q in zip(rows, alone.rows)) < 1e-6
-    assert sorted(p.name for p in (d/'card2').iterdir()) == sorted(p.name for p in tmp_path.iterdir())
+    assert sorted(p.name for p in (d/'card2').iterdir() if p.name != 'command.json') == sorted(p.name for p in tmp_path.iterdir())
+    assert json.loads((d/'card2/command.json').read_text()) == {**{k: v for k,v in CARD.items() if k != 'progress'}, 'out': str(d/'card2')}
 
 
 @pytest.mark.parametrize('name,kind,n', [('one_gpu','NO',1), ('ddp','MULTI_GPU',8), ('fsdp2','FSDP',8), ('cpu2','MULTI_GPU',2)])
