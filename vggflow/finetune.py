@@ -536,6 +536,23 @@ def go(self:_Run, prompts, bar:Progress):
     bar.close()
     for t in self.trackers: t.finish()
 
+# %% ../nbs/05_finetune.ipynb #claimedrun
+def _claimed(flow, reward, method, config, out, resume, prompts, accelerator)->tuple:
+    "(Processes, run record), once the folder is this run's, the prompts are encoded and a large model is sharded"
+    ps = Processes(accelerator or launched()); check_run(ps, flow, config)
+    record = run_record(flow, reward, method, config, prompts)
+    if out: ps.share(lambda: claim_folder(out, record, resume))
+    if prompts and (out or ps.n>1) and hasattr(flow, 'remember'): flow.remember([*prompts, ''])   # in this order: their rounding must not depend on which come first
+    if ps.n>1 and wants_shards(): shard(flow, ps.acc); ps.sharded = True
+    return ps,record
+
+@patch
+def train(self:_Run, prompts, progress):
+    "Run to the end; what is to be said, the first process says"
+    with warnings.catch_warnings():
+        if not self.ps.main: warnings.simplefilter('ignore', RuntimeWarning)
+        self.go(prompts, Progress(progress if self.ps.main else False, self.config.updates, self.update))
+
 # %% ../nbs/05_finetune.ipynb #818447e4
 def finetune(
     flow:FlowModel, # The flow; its trainable parameters are changed in place
@@ -554,15 +571,9 @@ def finetune(
 )->History: # Rows of metrics and evaluations; `flags` and `stopped` tell of failure signs
     "Finetune `flow` towards `reward` by `method`; raises `ValueError` where `out` holds another run"
     config,out,stop_on = config or FinetuneConfig(),Path(out) if out else None,stop_names(stop_on)
-    ps = Processes(accelerator or launched()); check_run(ps, flow, config)
-    record = run_record(flow, reward, method, config, prompts)
-    if out: ps.share(lambda: claim_folder(out, record, resume))
-    if prompts and (out or ps.n>1) and hasattr(flow, 'remember'): flow.remember([*prompts, ''])   # in this order: their rounding must not depend on which come first
-    if ps.n>1 and wants_shards(): shard(flow, ps.acc); ps.sharded = True
+    ps,record = _claimed(flow, reward, method, config, out, resume, prompts, accelerator)
     run = _Run(flow, reward, method, config, out, stop_on, thresholds, ps, (evaluate,samples))
     if out: run.resume()
     run.start_trackers(record)
-    with warnings.catch_warnings():
-        if not ps.main: warnings.simplefilter('ignore', RuntimeWarning)   # said by the first process
-        run.go(prompts, Progress(progress if ps.main else False, config.updates, run.update))
+    run.train(prompts, progress)
     return run.history

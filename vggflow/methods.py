@@ -71,8 +71,7 @@ class Method(nn.Module):
         batch:Batch # Noise, times, prompts
     )->tuple: # (scalar loss, dict of numbers to log; 'reward' among them)
         "The loss of one update"
-        work,logs = self.prepare(flow, reward, batch)
-        loss,more = self.loss_on(flow, reward, work)
+        work,logs = self.prepare(flow, reward, batch); loss,more = self.loss_on(flow, reward, work)
         return loss,{**logs, **more}
     def parameter_groups(self, flow:FlowModel, lr:float)->list:
         "Groups for the optimiser; gradients are clipped group by group"
