@@ -31,17 +31,13 @@ def _prompts(a):
 # %% ../nbs/29_cli.ipynb #57130991
 def finetune(a):
     "Finetune a model towards a reward and write a run directory"
-    from vggflow.train import run
+    from vggflow.train import note_command, run, say_end
     kw = _said(a); kw.setdefault('world', 'sd3' if a.model else 'emoji'); ps = _prompts(a)
     if 'options' in kw: kw['options'] = dict(kw['options'])
     if ps: kw['prompts'] = ps
-    if a.out and os.environ.get('RANK', '0')=='0' and not (Path(a.out)/'config.json').exists():   # what `evaluate --run` reads, and a card for `python -m vggflow.train`
-        Path(a.out).mkdir(parents=True, exist_ok=True); (Path(a.out)/'command.json').write_text(json.dumps(kw, indent=1, ensure_ascii=False), encoding='utf8')
-    h = run(**kw)
-    if os.environ.get('RANK', '0')!='0': return
-    if h.evals: print(', '.join(f'{k} {v:.4g}' for k,v in h.evals[-1].items() if isinstance(v, (int,float))))
-    if h.stopped: print(f"stopped at update {h.stopped['update']} by {h.stopped['why']}")
-    if a.out: print(f"run directory: {a.out}")
+    note_command(kw)   # what `evaluate --run` reads, and a card for `python -m vggflow.train`
+    say_end(run(**kw))
+    if a.out and os.environ.get('RANK', '0')=='0': print(f"run directory: {a.out}")
 
 # %% ../nbs/29_cli.ipynb #f6aa16f1
 def _of_run(folder, model=''):
@@ -256,7 +252,7 @@ def parser()->argparse.ArgumentParser:
 # %% ../nbs/29_cli.ipynb #9c875718
 _examples = dict(
     finetune="""examples:
-  vggflow finetune --method ReFL --updates 20 --out /tmp/emoji             the emoji world, on a CPU
+  vggflow finetune --method ReFL --updates 20 --out runs/emoji             the emoji world, on a CPU
   vggflow finetune --model stabilityai/stable-diffusion-3.5-medium --reward pickscore --prompts drawbench \\
       --guidance-scale 5 --beta 1e4 --image-size 512 --micro-batch 1 --gradient-checkpointing --out runs/pick
   vggflow finetune --model ~/sd3 --reward "aesthetic=1,clip=0.5" --prompts animals --out runs/sum

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORLDS', 'loop_options', 'World', 'first_reward', 'build', 'method_class', 'make_method', 'run', 'check_settings',
-           'check_options', 'lookers', 'make_evaluator', 'read_parameters', 'note_command', 'main']
+           'check_options', 'lookers', 'make_evaluator', 'read_parameters', 'note_command', 'say_end', 'main']
 
 # %% ../nbs/24_train.ipynb #0947f506
 import argparse, contextlib, inspect, json, os, re, sys
@@ -15,8 +15,7 @@ import torch
 from .experiments import choose, hold, read_prompts
 from .evaluate import Evaluator, evaluator
 from .diagnostics import stop_names
-from .finetune import FinetuneConfig, Processes, finetune, launched, tracker_class, wants_shards
-from .flow import time_grid
+from .finetune import FinetuneConfig, Processes, check_run, finetune, launched, own_shift, wants_shards
 from .methods import CostateMethod, VGGFlow, methods
 
 # %% ../nbs/24_train.ipynb #8a629598
@@ -139,7 +138,7 @@ def run(
     check_settings(config, m, ps, out)
     w = built or build(world, reward, seed=seed, **check_options(world, {**_placed(world, method, ps), **kw}))
     if world=='sd3' and not built: w.flow.remember([*w.prompts, '']); w.flow.drop_text_encoders()
-    if shift is None and torch.equal(w.flow.times(steps), time_grid(steps)): config.shift = 1.   # the model's own
+    config.shift = own_shift(w.flow, config)
     looks = lookers(ps, config, world, w, reward, out, beta=getattr(m, 'beta', 1.), eval_prompts=eval_prompts, images_per_prompt=images_per_prompt, perceptual=perceptual, clip=clip)
     return _trained(ps, w, m, config, out, resume=resume, progress=progress, stop_on=stop_on, **looks)
 
@@ -164,8 +163,7 @@ def _placed(world, method, ps)->dict:
 # %% ../nbs/24_train.ipynb #dab0768f
 def check_settings(config, method, ps, out):
     "What can be known to be wrong before a model is loaded; raises a one-line `ValueError` or `ImportError`"
-    for n in config.log_to: tracker_class(n)
-    if config.batch_size%ps.n: raise ValueError(f'batch_size={config.batch_size} cannot be shared by {ps.n} processes: give a multiple')
+    check_run(ps, None, config)
     used = config.transitions if isinstance(method, (VGGFlow,CostateMethod)) else 0
     for what,k in (('transitions',used),(f'k of {type(method).__name__}',getattr(method, 'k', 0))):
         if k>config.steps: raise ValueError(f'{what} must be at most the {config.steps} steps of the sampler, got {k}')
@@ -187,7 +185,7 @@ def lookers(ps, config, world, w, reward, out, beta, eval_prompts, images_per_pr
     if world=='sd3': kw['batch_size'] = at_once
     if config.eval_every: looks['evaluate'] = make_evaluator(world, w, beta, eval_prompts, images_per_prompt, config.steps, config.shift, sheets, reward, **kw) if called else skip
     if config.sample_every:
-        if not out or not shown: raise ValueError(f'sample_every={config.sample_every} writes sheets of images: it needs out= and a model with prompts')
+        if not shown: raise ValueError(f'sample_every={config.sample_every} writes sheets of images: it needs a model with prompts')
         looks['samples'] = Evaluator(w.flow, w.reward, shown, 4, config.steps, config.shift, at_once, sheets=sheets and Path(sheets)/'sheets') if called else skip
     return looks
 
@@ -224,12 +222,19 @@ def _model_options()->set:
 
 # %% ../nbs/24_train.ipynb #98f162ad
 def note_command(kw:dict):
-    "Keep what was asked for in the run directory, where `vggflow sample`, `evaluate` and `export` look; the first call's stays"
+    "Keep what was asked for in the run directory, where `vggflow sample`, `evaluate` and `export` look; that of a run that has begun stays"
     out = Path(kw['out']) if kw.get('out') else None
-    if not out or any((out/n).exists() for n in ('config.json','card.json','command.json')): return
+    if not out or os.environ.get('RANK', '0')!='0' or any((out/n).exists() for n in ('config.json','card.json')): return
     out.mkdir(parents=True, exist_ok=True)
     (out/'command.json').write_text(json.dumps({k:v for k,v in kw.items() if k!='progress'}, ensure_ascii=False, indent=1), encoding='utf8')
 
+def say_end(h):
+    "Print a history's last evaluation and what stopped it, on the first process"
+    if os.environ.get('RANK', '0')!='0': return
+    if h.evals: print(', '.join(f'{k} {v:.4g}' for k,v in h.evals[-1].items() if isinstance(v, (int,float))))
+    if h.stopped: print(f"stopped at update {h.stopped['update']} by {h.stopped['why']}")
+
+# %% ../nbs/24_train.ipynb #88f77ab5
 def main(
     argv=None # Arguments; those of the process by default
 )->int: # Exit status: 0, or 2 with one line on stderr
@@ -241,14 +246,12 @@ def main(
     try:
         kw = read_parameters(a.card); kw.update({'out':a.out} if a.out else {})
         kw.setdefault('progress', True if sys.stderr.isatty() else 'plain')
-        if rank=='0': note_command(kw)
-        h = run(**kw)
+        note_command(kw)
+        say_end(run(**kw))
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError, NotImplementedError) as e:
         if os.environ.get('VGGFLOW_DEBUG'): raise
         print(f"vggflow.train{'' if rank=='0' else f' (process {rank})'}: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr, flush=True)
         return 2
-    if rank=='0' and h.evals: print(', '.join(f'{k} {v:.4g}' for k,v in h.evals[-1].items() if isinstance(v, (int,float))))
-    if rank=='0' and h.stopped: print(f"stopped at update {h.stopped['update']} by {h.stopped['why']}")
     return 0
 
 # %% ../nbs/24_train.ipynb #cef362dd
