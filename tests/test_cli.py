@@ -35,7 +35,7 @@ def run(model, tmp_path_factory):
 def test_finetune_writes_a_run(run):
     rows = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()]; said = json.loads((run/'command.json').read_text()); config = json.loads((run/'config.json').read_text())
     assert len(rows) == 2 and (run/'lora'/'pytorch_lora_weights.safetensors').exists() and said['world'] == 'sd3' and said['prompts'] == config['prompts'] == ['a cat','an owl']
-    assert config['method']['clip'] == .8 and config['method']['beta'] == 30 and config['flow']['lora_rank'] == 2 and config['flow']['guidance_scale'] == 2
+    assert config['method']['clip'] == .8 and config['method']['beta'] == 30 and config['method']['reuse'] is True and config['flow']['lora_rank'] == 2 and config['flow']['guidance_scale'] == 2
     from vggflow.train import read_parameters
     assert read_parameters(run/'command.json')['model'] == said['model']   # a card for python -m vggflow.train
 
@@ -90,11 +90,14 @@ def test_an_unfinished_run_says_so(call, here):
 
 def parsed(*argv): return cli.parser().parse_args([str(a) for a in argv])
 
-def test_a_run_that_does_not_say_its_settings(run, model, call, here):
+def test_a_run_that_does_not_say_its_settings(run, model, call, here, monkeypatch):
     shutil.copytree(run, 'bare'); Path('bare/command.json').unlink()
     for argv in (['sample', 'a cat', '--run', 'bare'], ['evaluate', '--run', 'bare', '--out', 'x', '--reward', 'redness'], ['export', 'bare', 'x']):
         rc, _, err = call(*argv); assert rc == 2 and 'does not say its settings' in err and '--model' in err and err.count('\n') == 1
-    flow,said = cli._model_of(parsed('sample', 'a cat', '--run', 'bare', '--model', model)); assert flow.guidance_scale == 1 and said == {}
+    f = Path('bare/config.json'); record = json.loads(f.read_text()); record['flow'].update(latent_size=4, correction='adapter'); f.write_text(json.dumps(record))
+    flow,said = cli._model_of(parsed('sample', 'a cat', '--run', 'bare', '--model', model)); assert (flow.guidance_scale, flow.latent_size, said['steps'], said['prompts']) == (2, 4, 2, ['a cat','an owl'])
+    got = {}; monkeypatch.setattr('vggflow.export.export_lora', lambda flow, out, **kw: got.update(flow=flow, **kw)); assert call('export', 'bare', 'x', '--model', model)[0] == 0
+    assert (got['flow'].guidance_scale, got['flow'].latent_size, got['flow'].correction_kind) == (2, 4, 'adapter')
     rc, _, err = call('evaluate', '--run', 'bare', '--model', model, '--out', 'x', '--prompts', 'a cat'); assert rc == 2 and 'which reward' in err
 
 def test_settings_of_a_run_are_those_of_what_is_made_of_it(run, here, monkeypatch):

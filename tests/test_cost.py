@@ -5,6 +5,7 @@ import pytest, torch
 from vggflow.cost import counted, flops, one_update, reference_update, update_passes
 from vggflow.flow import GaussianFlow, time_grid
 from vggflow.methods import AdjointMatching, Batch, VGGFlow, VGGFlowPMP
+from vggflow.train import method_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +18,7 @@ def passes(method):
     return (whole-part).per(3*4)
 
 @pytest.mark.parametrize('method,forward,backward,gradients', [
-    (VGGFlow(), 2, 2, 2), (VGGFlow(reuse=True), 2, 2, 1), (VGGFlow(correction=False), 2, 1, 1), (VGGFlow(mode='trajectory'), 2, 2, 2), (VGGFlow(mode='exact'), 3, 2, 2),
+    (VGGFlow(), 2, 2, 2), (method_of('sd3', 'VGG-Flow'), 2, 2, 1), (VGGFlow(reuse=True), 2, 2, 1), (VGGFlow(correction=False), 2, 1, 1), (VGGFlow(mode='trajectory'), 2, 2, 2), (VGGFlow(mode='exact'), 3, 2, 2),
     (VGGFlowPMP(), 2+8/4, 1+8/4, 1/4), (AdjointMatching(), 2+8/4, 1+8/4, 1/4)], ids=lambda m: getattr(m, 'mode', '')+'-reuse'*getattr(m, 'reuse', False) or (type(m).__name__ if not isinstance(m, (int,float)) else str(m)))
 def test_passes_of_a_method(method, forward, backward, gradients):
     p = passes(method); assert (p['forward'],p['backward'],p['reward_backward'])==pytest.approx((forward,backward,gradients))

@@ -1,5 +1,7 @@
 "The run directory: resume, refusal, faults."
-import json
+import json, subprocess, sys
+from importlib.util import find_spec
+from pathlib import Path
 import pytest, torch
 from vggflow.checkpoint import checkpoints
 from vggflow.finetune import FinetuneConfig, finetune, read_rows
@@ -179,9 +181,29 @@ def test_optimisers_by_name():
     plain, fused = (run(None, optimizer=o)[0] for o in ('adamw', 'adamw-fused'))
     assert max((p-q).abs().max() for p, q in zip(plain.parameters(), fused.parameters())) < 1e-4
     with pytest.raises(ValueError, match="unknown optimizer 'adam': use one of adamw, adamw-fused"): FinetuneConfig(optimizer='adam')
-    try: import bitsandbytes  # noqa: F401
-    except ImportError:
+    if not find_spec('bitsandbytes'):
         with pytest.raises(ImportError, match='needs bitsandbytes'): run(None, optimizer='adamw-8bit')
+
+
+EIGHT_BIT = """
+import sys; sys.path.insert(0, sys.argv[1]); sys.path.append(sys.argv[2])
+from test_finetune import run, same
+whole, h = run(sys.argv[3]+'/a', optimizer='adamw-8bit', lr=1e-2); run(sys.argv[3]+'/b', updates=4, optimizer='adamw-8bit', lr=1e-2)
+again, k = run(sys.argv[3]+'/b', optimizer='adamw-8bit', lr=1e-2); plain, _ = run(None, lr=1e-2)
+import torch
+from vggflow.checkpoint import checkpoints, load_checkpoint
+kinds = {v.dtype for v in load_checkpoint(checkpoints(sys.argv[3]+'/b/checkpoints')[-1])[1]['optimizer'].values()}
+apart = max((p-q).abs().max().item() for p, q in zip(whole.parameters(), plain.parameters()))
+print(same(whole, again), len(k.rows), torch.uint8 in kinds, 0 < apart < .02)
+"""
+
+def test_eight_bit_optimiser_resumes_bit_for_bit(tmp_path):
+    "With bitsandbytes itself, in a process of its own: where it is installed, or where `make test` put it, beside the environment"
+    beside = Path(sys.prefix)/'beside'
+    if not find_spec('bitsandbytes') and not (beside/'bitsandbytes').exists(): pytest.skip('bitsandbytes is not there: make test fetches it')
+    p = subprocess.run([sys.executable, '-c', EIGHT_BIT, str(Path(__file__).parent), str(beside), str(tmp_path)], capture_output=True, text=True)
+    assert p.returncode == 0, p.stderr[-2000:]
+    assert p.stdout.split() == ['True', '6', 'True', 'True']
 
 
 def test_rows_go_to_trackers_of_accelerate(tmp_path, monkeypatch):
@@ -199,8 +221,19 @@ def test_rows_go_to_trackers_of_accelerate(tmp_path, monkeypatch):
     assert told[0] == ('start', 'vggflow', str(tmp_path)) and told[1][1]['config.lr'] == 5e-4 and told[-1] == 'end'
     assert [(s, v['train/loss']) for s, v in told[2:-1]] == [(r['update'], r['loss']) for r in h.rows]
     with pytest.raises(ValueError, match="no tracker 'note', only"): run(None, log_to='note')
-    if 'tensorboard' not in map(str, tracking.get_available_trackers()):
-        with pytest.raises(ImportError, match='pip install tensorboard'): run(None, log_to=('tensorboard',))
+
+
+def test_tensorboard_reads_the_rows(tmp_path, monkeypatch):
+    from accelerate import tracking
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    _, h = run(tmp_path, log_to='tensorboard', updates=4); _, h = run(tmp_path, log_to='tensorboard')   # goes on
+    seen = {}
+    for f in tmp_path.rglob('events.out.tfevents*'):
+        e = EventAccumulator(str(f.parent)); e.Reload()
+        for k in e.Tags()['scalars']: seen.setdefault(k, {}).update({s.step: s.value for s in e.Scalars(k)})
+    assert list(sorted(seen['train/loss'].items())) == [(r['update'], pytest.approx(r['loss'], rel=1e-6)) for r in h.rows]
+    monkeypatch.setattr(tracking, 'get_available_trackers', lambda: [])
+    with pytest.raises(ImportError, match='pip install tensorboard'): run(None, log_to=('tensorboard',))
 
 
 def test_samples_along_the_way():

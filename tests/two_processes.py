@@ -7,13 +7,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_sd3 import make_tiny_sd3
 from torch.distributed.tensor import DTensor
 from vggflow import train
-from vggflow.finetune import FinetuneConfig, Processes, draw_batch, finetune, launched, wants_shards
+from vggflow.evaluate import Evaluator, draw
+from vggflow.finetune import FinetuneConfig, Processes, draw_batch, finetune, launched, shard, wants_shards
 from vggflow.flow import GaussianFlow
 from vggflow.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
 
 PROMPTS = ['a cat','a red dog','two fish']
 ANALYTIC = dict(vgg=lambda: VGGFlow(beta=2., eta=lambda t: t/2, clip=.7), carried=lambda: VGGFlow(mode='trajectory', mu=.9, clip=.7), jittered=lambda: VGGFlow(mode='exact-jittered'),
                 pmp=lambda: VGGFlowPMP(clip=.7), am=lambda: AdjointMatching(clip=.7), draft=lambda: DRaFT(k=2, lv=2), checkpointed=lambda: DRaFT(checkpointed=True), refl=ReFL)
+OPTIONS = dict(checkpointed=dict(gradient_checkpointing=True, decode_checkpointing=True), adapter=dict(correction='adapter'), both=dict(correction='adapter', gradient_checkpointing=True))
 FIVE = dict(vgg=lambda: VGGFlow(clip=.7), pmp=VGGFlowPMP, am=AdjointMatching, draft=lambda: DRaFT(k=2), refl=ReFL)
 
 
@@ -37,46 +39,50 @@ def gaussian(method, **kw):
     return result(flow, h)
 
 
-def tiny(method, pipe, guidance_scale=1., out=None, lora_dropout=0., **kw):
+def tiny(method, pipe, guidance_scale=1., out=None, options=None, **kw):
     from vggflow.sd3 import SD3Flow
-    torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2, guidance_scale=guidance_scale, lora_dropout=lora_dropout)
+    torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2, guidance_scale=guidance_scale, **(options or {}))
     h = finetune(flow, pale, smooth(method), FinetuneConfig(**{**dict(updates=2, batch_size=4, steps=3, transitions=2, lr=.01), **kw}), out=out, prompts=PROMPTS, progress=False)
     assert wants_shards() == any(isinstance(p, DTensor) for p in flow.transformer.parameters()) and not any(isinstance(p, DTensor) for p in flow.trainable_parameters())
     return result(flow, h)
 
 
-def loaded(folder):
-    "The tiny pipeline, read from disk"
+def loaded(folder, t5=False):
+    "The tiny pipeline, read from disk, with all its text encoders or without T5"
     from vggflow.sd3 import StableDiffusion3Pipeline, quietly
-    with quietly(): return StableDiffusion3Pipeline.from_pretrained(folder/'tiny', text_encoder_3=None, tokenizer_3=None)
+    with quietly(): return StableDiffusion3Pipeline.from_pretrained(folder/('whole' if t5 else 'tiny'), **({} if t5 else dict(text_encoder_3=None, tokenizer_3=None)))
 
 
 def both(folder)->dict:
     "What must not depend on the number of processes"
-    pipe = loaded(folder)
+    pipes = dict(tiny=loaded(folder), whole=loaded(folder, t5=True))
     out = {f'gaussian {n}': gaussian(m()) for n,m in ANALYTIC.items()}
     out['ema'] = gaussian(VGGFlow(), ema=.8, eval_every=2, evaluate=lambda f,u: dict(w=f.residual.net[-1].weight.sum().item()))
-    for w in (1.,3.): out.update({f'tiny {n} {w}': tiny(m(), pipe, w) for n,m in FIVE.items()})
+    for k,pipe in pipes.items():
+        for w in (1.,3.): out.update({f'{k} {n} {w}': tiny(m(), pipe, w) for n,m in FIVE.items()})
+    out.update({f'tiny {n}': tiny(VGGFlow(clip=.7), pipes['tiny'], 3., options=o) for n,o in OPTIONS.items()})
     return out
 
 
-class Once(VGGFlow):
-    "VGG-Flow that is killed in an update"
-    at = 0
-    def prepare(self, *args):
-        self.at += 1
-        if self.at==4: raise InterruptedError
-        return super().prepare(*args)
-Once.__name__ = 'VGGFlow'
+def killed(method, at=4):
+    "The method, killed in an update"
+    own,calls = method.prepare,[]
+    def prepare(*args):
+        calls.append(1)
+        if len(calls)==at: raise InterruptedError
+        return own(*args)
+    method.prepare = prepare; return method
 
 
 def interrupted(folder:Path)->dict:
-    "A run, and the same run killed in its fourth update and called again: with dropout, so that torch's own random numbers count"
-    pipe = loaded(folder); kw = dict(guidance_scale=2., lora_dropout=.3, updates=5, save_every=2, ema=.5)
-    whole = tiny(VGGFlow(), pipe, out=folder/'whole', **kw)
-    try: tiny(Once(), pipe, out=folder/'cut', **kw)
-    except InterruptedError: pass
-    return dict(whole=whole, again=tiny(VGGFlow(), pipe, out=folder/'cut', **kw))
+    "Runs, and the same runs killed in their fourth update and called again: with dropout, so that torch's own random numbers count; T5 and guidance are there in every second"
+    res = {}
+    for i,(n,make) in enumerate(FIVE.items()):
+        pipe = loaded(folder, t5=i%2==1); kw = dict(guidance_scale=2. if i%2==0 else 1., options=dict(lora_dropout=.3), updates=5, save_every=2, ema=.5)
+        whole = tiny(make(), pipe, out=folder/f'uncut-{n}', **kw)
+        try: tiny(killed(make()), pipe, out=folder/f'cut-{n}', **kw)
+        except InterruptedError: res[n] = dict(whole=whole, again=tiny(make(), pipe, out=folder/f'cut-{n}', **kw))
+    return res
 
 
 def faults(ps)->dict:
@@ -106,6 +112,33 @@ def noise(ps)->dict:
     return dict(x0=ps.gather(b.x0), am=ps.gather(am), cond=b.cond, torch=ps.gather(torch.rand(4)))
 
 
+def drawing(ps, pipe, sharded=False)->dict:
+    "Images that two processes draw together, and what one draws alone; five batches of three, and seven of which the last is smaller"
+    from vggflow.sd3 import SD3Flow
+    torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2, guidance_scale=3.); res = {}
+    alone = {n: draw(flow, PROMPTS, n, 3, batch_size=3)[0] for n in (5,7)}
+    if sharded: shard(flow, ps.acc)
+    for n in (5,7):
+        images = draw(flow, PROMPTS, n, 3, batch_size=3, among=ps)[0]
+        res[n] = (images is None) if not ps.main else (images-alone[n]).abs().max().item()
+    return res
+
+
+def judged(ps, pipe)->dict:
+    "An evaluation that all call and the first one judges; a fault of the judge is everybody's"
+    from vggflow.sd3 import SD3Flow
+    torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2); said = []
+    first = dict(perceptual=lambda x: x.flatten(1)) if ps.main else {}
+    def judge(x, p): said.append(len(x)); return pale(x)
+    e = Evaluator(flow, judge, PROMPTS, 4, 3, batch_size=5, features=first, cache=False, among=ps)
+    h = finetune(flow, pale, ReFL(), FinetuneConfig(updates=1, batch_size=4, steps=3, eval_every=1), evaluate=e, prompts=PROMPTS, progress=False)
+    def broken(*args): raise ValueError('the judge is ill')
+    e.reward = broken
+    try: finetune(flow, pale, ReFL(), FinetuneConfig(updates=1, batch_size=4, steps=3, eval_every=1), evaluate=e, prompts=PROMPTS, progress=False)
+    except ValueError as error: said.append(str(error))
+    return dict(evals=h.evals, said=said)
+
+
 def one(folder):
     "What one process alone finds"
     torch.save(dict(n=Processes(launched()).n, both=both(folder)), folder/'one.pt')
@@ -116,10 +149,11 @@ def two(folder):
     ps = Processes(launched())
     out = dict(n=ps.n, both=both(folder), micro={n: gaussian(m(), micro_batch=3, forward_batch=3) for n,m in ANALYTIC.items()},
                interrupted=interrupted(folder), faults=faults(ps), noise=noise(ps))
+    out['drawing'],out['judged'] = drawing(ps, loaded(folder)),judged(ps, loaded(folder))
     out['card'] = train.main([str(folder/'card.json'), '--out', str(folder/'card2')])
     os.environ['ACCELERATE_USE_FSDP'] = 'true'   # what configs/accelerate/fsdp2.yaml sets
-    pipe = loaded(folder); modes = dict(FIVE, carried=lambda: VGGFlow(mode='trajectory', mu=1.))
-    out['sharded'] = {n: tiny(m(), pipe, 3.) for n,m in modes.items()}
+    pipe = loaded(folder); out['sharded drawing'] = drawing(ps, pipe, sharded=True); modes = dict(FIVE, carried=lambda: VGGFlow(mode='trajectory', mu=1.))
+    out['sharded'] = {n: tiny(m(), pipe, 3.) for n,m in modes.items()} | {n: tiny(VGGFlow(clip=.7), pipe, 3., options=o) for n,o in OPTIONS.items()}
     torch.save(out, folder/f'{ps.rank}.pt')
 
 
@@ -134,7 +168,7 @@ def forked(fn, folder, **env)->int:
 
 
 def main(folder):
-    torch.set_num_threads(1); make_tiny_sd3(folder/'tiny', t5=False)
+    torch.set_num_threads(1); make_tiny_sd3(folder/'tiny', t5=False); make_tiny_sd3(folder/'whole')
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
     world = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
     pids = {forked(two, folder, **world, RANK=str(r), LOCAL_RANK=str(r)) for r in (0,1)} | {forked(one, folder)}

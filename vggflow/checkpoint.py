@@ -16,14 +16,23 @@ from safetensors.torch import save_file, load_file
 def optimizer_tensors(
     opt # A torch optimizer
 )->dict: # 'parameter.key' -> tensor
-    "The optimiser's state as a flat dict of tensors"
-    return {f'{i}.{k}': torch.as_tensor(v) for i,s in opt.state_dict()['state'].items() for k,v in s.items()}
+    "The optimiser's state as a flat dict of tensors; what is nested, as in bitsandbytes, is 'parameter.key/inner key'"
+    out = {}
+    def add(name, v):
+        if isinstance(v, dict):
+            for k,w in v.items(): add(f'{name}/{k}', w)
+        else: out[name] = torch.as_tensor(v)
+    for i,s in opt.state_dict()['state'].items():
+        for k,v in s.items(): add(f'{i}.{k}', v)
+    return out
 
 def load_optimizer_tensors(opt, tensors:dict):
     "Restore what `optimizer_tensors` gave; learning rates and other options stay as `opt` has them"
     state = {}
     for name,v in tensors.items():
-        i,k = name.split('.', 1); state.setdefault(int(i), {})[k] = v
+        i,k = name.split('.', 1); *path,last = k.split('/'); at = state.setdefault(int(i), {})
+        for p in path: at = at.setdefault(p, {})
+        at[last] = v.item() if v.ndim==0 and v.dtype==torch.int64 else v   # a count of steps was a Python number
     opt.load_state_dict({'state': state, 'param_groups': opt.state_dict()['param_groups']})
 
 # %% ../nbs/26_checkpoint.ipynb #9ae89c0b

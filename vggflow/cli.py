@@ -40,15 +40,26 @@ def finetune(a):
     if a.out and os.environ.get('RANK', '0')=='0': print(f"run directory: {a.out}")
 
 # %% ../nbs/29_cli.ipynb #f6aa16f1
+def _recorded(folder, model)->dict:
+    "What the record of a run says of its pipeline and sampler: for a run that was made in Python"
+    from vggflow.doctor import part_config
+    file = folder/'config.json'; record = json.loads(file.read_text(encoding='utf8')) if file.exists() else {}
+    flow,config = record.get('flow', {}),record.get('config', {})
+    said = {k: d[k] for d,names in ((flow, ('guidance_scale','revision','max_sequence_length','correction','correction_layers')), (config, ('steps','shift'))) for k in names if d.get(k) is not None}
+    if 'latent_size' in flow: said['image_size'] = flow['latent_size']*2**(len(part_config(model, 'vae')['block_out_channels'])-1)
+    return {**said, **({'prompts':record['prompts']} if record.get('prompts') else {})}
+
+# %% ../nbs/29_cli.ipynb #b4a19b32
 def _of_run(folder, model=''):
     "Parameters of a run directory, and where its adapter is; what does not say its parameters needs the name of a model"
     folder = Path(folder); there = [f for f in (folder/'command.json', folder/'card.json') if f.exists()]
     if not folder.is_dir(): raise FileNotFoundError(f'no run directory {str(folder)!r}')
-    said = json.loads(there[0].read_text(encoding='utf8')) if there else {}; said = said.get('parameters', said)
+    said = json.loads(there[0].read_text(encoding='utf8')) if there else {}; said = said.get('parameters', said) or (_recorded(folder, model) if model else {})
     if not (folder/'lora').is_dir(): raise FileNotFoundError(f'{folder} holds no finished run, it has no lora/: let it end (vggflow finetune --out {folder} resumes it), or name an adapter by --lora')
-    if not said and not model: raise ValueError(f'{folder} does not say its settings, it has no command.json and no card.json: name --model, and --guidance-scale, --image-size, … if they were not the usual ones')
+    if not said and not model: raise ValueError(f'{folder} does not say its settings, it has no command.json and no card.json: name its --model; guidance, size and steps are then read from its config.json')
     return said,folder/'lora'
 
+# %% ../nbs/29_cli.ipynb #ba687602
 _pipes = ('image_size','revision','max_sequence_length','variant','local_files_only')
 
 def _settings(said, names, a=None):
@@ -70,18 +81,14 @@ def sample(a):
     "Draw a grid of images, of base and finetuned side by side if asked"
     import numpy as np, torch
     from PIL import Image
-    from vggflow.evaluate import image_noise
-    from vggflow.flow import sample as walk
+    from vggflow.evaluate import draw_jobs
     from vggflow.plots import grid
     if Path(a.out).exists() and not a.force: raise FileExistsError(f"{a.out} exists; name another with --out, or pass --force")
     a.prompts = [*a.prompt, *(a.prompts or [])]; ps = _prompts(a)
     if not ps: raise ValueError('nothing to draw: give a prompt, for example vggflow sample "a cat", or --prompts')
     flow,said = _model_of(a); times = flow.times(a.steps or said.get('steps') or 20, a.shift if a.shift is not None else said.get('shift')); jobs = [(p,i) for p in range(len(ps)) for i in range(a.n)]; sides = []
     for base in ((True,False) if a.compare else (not (a.lora or a.run),)):
-        out = []
-        for k in range(0, len(jobs), a.batch_size):
-            part = jobs[k:k+a.batch_size]; c = [ps[p] for p,_ in part]; x0 = torch.cat([image_noise(flow, ps[p], a.seed, p, i) for p,i in part])
-            with torch.no_grad(): out.append(flow.decode(walk(flow, x0, times.to(x0.device), c, base=base).x[-1]).float().cpu())
+        out = [draw_jobs(flow, ps, jobs[k:k+a.batch_size], times, a.seed, base) for k in range(0, len(jobs), a.batch_size)]
         sides.append(torch.cat(out).unflatten(0, (len(ps), a.n)))
     images = torch.cat(sides, 1).flatten(0, 1); columns = a.n*len(sides) if len(ps)>1 or a.compare else min(a.n, 8)
     im = Image.fromarray((grid(images, columns=columns, pad=0)*255).round().astype('uint8')); k = a.scale or max(1, 128//images.shape[-1])
@@ -93,7 +100,7 @@ def _rewards_of(a, said, device):
     "The rewards to report: name -> reward"
     from vggflow.doctor import load_any_reward
     from vggflow.train import first_reward
-    first = first_reward(said.get('world', 'emoji')) if said or not (a.model or a.images) else ''   # a run without a name had the first of its world
+    first = first_reward(said.get('world', 'emoji')) if 'world' in said or not (a.model or a.images) else ''   # a run without a name had the first of its world
     specs = a.reward or [said.get('reward') or first]
     if not specs[0]: raise ValueError('which reward? Give --reward, for example --reward pickscore clip')
     return {'reward' if len(specs)==1 else s: load_any_reward(s, device) for s in specs},specs

@@ -201,7 +201,7 @@ class Plan:
     "What a run will ask of the memory"
     resolution:int=512 # Side of the images in pixels
     batch_size:int=32; micro_batch:int=0; forward_batch:int=0 # Samples of an update; at once with gradients, without; 0: all
-    steps:int=20; transitions:int=5 # Euler steps; transitions of each trajectory
+    steps:int=20; transitions:int=5 # Euler steps; items with gradients of each trajectory: 1 for ReFL and DRaFT
     guidance_scale:float=1. # Above 1 doubles the sampling
     dtype:str='bfloat16' # Of the frozen weights
     lora_rank:int=8; lora_targets:tuple=() # Of the adapter
@@ -276,10 +276,10 @@ def check_prompts_of(prompts, limit:int=0)->Check:
     text = f"{len(ps)}: {', '.join(map(repr, [p[:40] for p in ps[:3]]))}{' …' if len(ps)>3 else ''}"
     return Check('prompts', 'warning', text, f'{len(long)} have more than 55 words, and CLIP reads 77 tokens: {long[0][:60]!r} … is cut') if long else Check('prompts', 'ok', text)
 
-def check_method(method:str, options=None)->str:
+def check_method(method:str, options=None, world='emoji')->str:
     "The method and its options by name"
-    from vggflow.train import make_method
-    m = make_method(method, **(options or {})); return f'{type(m).__name__} {m.hyper}'
+    from vggflow.train import method_of
+    m = method_of(world, method, options=options); return f'{type(m).__name__} {m.hyper}'
 
 def load_any_reward(reward:str, device:str=''):
     "The reward by its text, on the device"
@@ -294,12 +294,12 @@ def _rank(lora):
     return lora_settings(lora)['lora_rank']
 
 def _of_method(method, options=None)->dict:
-    "What the memory asks of a method: graphs of the transformer at once (0: with guidance 2, else 1), and the type of the weights"
+    "What the memory asks of a method: graphs of the transformer at once (0: with guidance 2, else 1), items of a trajectory, and the type of the weights"
     from vggflow.train import make_method
     try: m = make_method(method, **(options or {}))
     except Exception: return {}   # `check_method` says why
     graphs = dict(ReFL=lambda: 1, DRaFT=lambda: 1 if m.checkpointed else m.k*max(1, m.lv)).get(type(m).__name__, lambda: 0)()
-    return dict(graphs=graphs, **(dict(dtype='float32') if type(m).__name__=='AdjointMatching' else {}))   # as in training
+    return dict(graphs=graphs, **(dict(transitions=1) if graphs else {}), **(dict(dtype='float32') if type(m).__name__=='AdjointMatching' else {}))   # as in training
 
 def _check_parts(res, model, lora, reward, device, **hub):
     "Checks of model, adapter and reward; what they loaded"
@@ -327,9 +327,10 @@ def doctor(
     res = [*check_versions(), check_torchvision(), check_device(device, plan.get('dtype', '')), tried('launch', lambda: check_launch(plan.get('batch_size', 0))), tried('hub', lambda: check_hub(remote))]
     seen,r = _check_parts(res, model, lora, reward, device, **hub); n = 45
     if prompts: res.append(p := tried('prompts', lambda: check_prompts_of(prompts, limit))); n = int(p.found.split(':')[0]) if p.status!='failed' else n
-    res.append(tried('method', lambda: check_method(method, options)))
+    res.append(tried('method', lambda: check_method(method, options, 'sd3' if model else 'emoji')))
     if seen: plan.setdefault('resolution', seen['configs']['transformer']['sample_size']*2**(len(seen['configs']['vae']['block_out_channels'])-1))
-    plan = Plan(**{'correction': method.lower().replace('-', '')=='vggflow', 'dtype': 'bfloat16' if torch.cuda.is_available() else 'float32', 'prompts':n, **_of_method(method, options), **plan})
+    own = _of_method(method, options); plan.update({k: own[k] for k in ('transitions',) if k in own})
+    plan = Plan(**{'correction': method.lower().replace('-', '')=='vggflow', 'dtype': 'bfloat16' if torch.cuda.is_available() else 'float32', 'prompts':n, **own, **plan})
     res.append(tried('disk', lambda: check_disk(out, plan, seen or None)))
     if seen: res.append(tried('memory', lambda: check_memory_of(plan, seen, r, device)))
     return res

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['draw', 'AnalyticEvaluator', 'write_whole', 'sheet_of', 'write_sheet', 'features_of', 'near', 'by_prompt',
            'fingerprint', 'cache_folder', 'Evaluator', 'effective_number', 'circular_variance', 'ProbeReport',
-           'extractors', 'utility_report', 'evaluator', 'checksum', 'image_noise', 'image_file', 'draw_images',
-           'saved_images', 'read_images', 'score_prompt', 'score_images', 'set_numbers', 'compare_sheet',
+           'extractors', 'utility_report', 'evaluator', 'checksum', 'image_noise', 'image_file', 'draw_jobs',
+           'draw_images', 'saved_images', 'read_images', 'score_prompt', 'score_images', 'set_numbers', 'compare_sheet',
            'evaluate_sets', 'load_model']
 
 # %% ../nbs/23_evaluate.ipynb #a75381a9
@@ -30,17 +30,21 @@ def draw(
     shift:float=None, # Of the time grid; None: the model's own, see `FlowModel.times`
     seed:int=0, # Of the noise
     base:bool=False, # Draw from the frozen base model
-    batch_size:int=32 # Samples at once
+    batch_size:int=32, # Samples at once
+    among=None # `Processes` that share the work: each draws its batches, the first gets all samples, the others None
 )->tuple: # Decoded samples (N, ...) in the order of the prompts, and the N prompts (or None)
     "Samples of a model on fixed noise"
     cond = None if prompts is None else [p for p in prompts for _ in range(n)]
-    total = n if cond is None else len(cond); out = []
+    total = n if cond is None else len(cond); out,n,rank = [],among.n if among else 1,among.rank if among else 0
     gen = torch.Generator().manual_seed(seed); times = flow.times(steps, shift)
-    for i in range(0, total, batch_size):
-        c = None if cond is None else cond[i:i+batch_size]
-        x0 = flow.prior(min(batch_size, total-i), c, generator=gen)
-        out.append(flow.decode(sample(flow, x0, times.to(x0.device), c, base=base).x[-1]).float().cpu())
-    return torch.cat(out), cond
+    def noise(i): c = cond and cond[i:i+batch_size]; return flow.prior(min(batch_size, total-i), c, generator=gen),c
+    for i in range(0, total, n*batch_size):
+        parts = [noise(k) for k in range(i, min(total, i+n*batch_size), batch_size)]   # one for each process
+        x0,c = parts[min(rank, len(parts)-1)]   # one that is left over is drawn by all that have none
+        images = flow.decode(sample(flow, x0, times.to(x0.device), c, base=base).x[-1]).float()
+        if n>1: images = among.gather(torch.cat([images, images.new_zeros(batch_size-len(images), *images.shape[1:])]))
+        if rank==0: out += [a[:len(x)].cpu() for a,(x,_) in zip(images.split(batch_size), parts)]
+    return torch.cat(out) if rank==0 else None, cond
 
 # %% ../nbs/23_evaluate.ipynb #c39f7eb2
 class AnalyticEvaluator:
@@ -153,14 +157,17 @@ class Evaluator:
         fid:str='perceptual', # The extractor of the Fréchet distance
         more=(), # Further numbers: functions of (images, prompts) -> dict
         sheets=None, # Folder for a sheet of samples of each evaluation, see `write_sheet`
-        cache=None # Folder; False keeps nothing
+        cache=None, # Folder; False keeps nothing
+        among=None # `Processes` that draw together; all must call, only the first one judges and needs the features
     ):
+        self.among = self.together = among if among and among.n>1 else None
         self.reward,self.prompts,self.n,self.features,self.more = reward,list(prompts),images_per_prompt,features or {},more
         self.how,self.batch_size,self.seed,self.fid,self.sheets = dict(steps=steps, shift=shift),batch_size,seed,fid,sheets
         self.device = getattr(flow, 'device', None)   # for a reward that is a plain function
         self.base = self._base(flow, cache_folder() if cache is None else cache)
     def __call__(self, flow, update=0):
-        images,cond = draw(flow, self.prompts, self.n, seed=self.seed, batch_size=self.batch_size, **self.how)
+        images,cond = draw(flow, self.prompts, self.n, seed=self.seed, batch_size=self.batch_size, among=self.among, **self.how)
+        if images is None: return {}
         r = self.rewards(images, cond)
         if self.sheets: write_sheet(self.sheets, update, images, self.prompts, r)
         return self.numbers(images, cond, r)
@@ -203,15 +210,15 @@ def _batches(images, cond, size=64):
 @patch
 def _base(self:Evaluator, flow, cache):
     "Features of two independent sets of base images"
-    f = self.features.get(self.fid)
-    if f is None: return {}
+    f,agreed = self.features.get(self.fid),self.among.share if self.among else lambda fn: fn()   # the first one decides
+    if not agreed(lambda: f is not None): return {}
     how = self.how if self.how['shift'] is not None else {**self.how, 'times': flow.times(self.how['steps'], None).tolist()}
     key = fingerprint(flow, self.prompts, (self.n, self.seed, how, type(f).__name__), self.batch_size)
     file = Path(cache)/f'base-{key}.safetensors' if cache else None
-    if file and file.exists(): return load_file(file)
-    images = lambda seed: draw(flow, self.prompts, self.n, seed=seed, base=True, batch_size=self.batch_size, **self.how)[0].clamp(0,1)
-    sets = {k:features_of(f, images(self.seed+i)) for i,k in [(1,'one'),(2,'two')]}
-    if file:
+    if agreed(lambda: bool(file and file.exists())): return load_file(file) if f else {}
+    images = lambda seed: draw(flow, self.prompts, self.n, seed=seed, base=True, batch_size=self.batch_size, among=self.among, **self.how)[0]
+    sets = {k: x if x is None else features_of(f, x.clamp(0,1)) for x,k in ((images(self.seed+i),k) for i,k in [(1,'one'),(2,'two')])}
+    if file and f:
         file.parent.mkdir(parents=True, exist_ok=True); tmp = file.with_name(f'.{file.name}.{os.getpid()}')
         save_file(sets, tmp); os.replace(tmp, file)
     return sets
@@ -276,15 +283,16 @@ def evaluator(
     beta:float=1., # 1/lambda of the analytic worlds' cost
     reward_name:str='', # Names the true utility in the emoji world
     perceptual:str='efficientnet', clip='', # As in `extractors`; the emoji world has a CLIP of its own
-    **kw # images_per_prompt, steps, shift, batch_size, seed, sheets, cache
+    **kw # images_per_prompt, steps, shift, batch_size, seed, sheets, cache, among
 ): # Callable (flow, update) -> dict
     "The evaluator of a world"
     if choose(world, ('gaussian','mixture','emoji','sd3'), 'world') in ('gaussian','mixture'):
         kw = {k:v for k,v in kw.items() if k in ('steps','shift','seed')}
         return AnalyticEvaluator(flow, reward, 1/beta, **kw)
-    feats,more = extractors(perceptual, clip, getattr(flow, 'device', 'cpu')),[]
+    judges = getattr(kw.get('among'), 'main', True)
+    feats,more = extractors(perceptual, clip, getattr(flow, 'device', 'cpu')) if judges else {},[]
     kw = {**dict(fid='effnet' if 'effnet' in feats else 'perceptual'), **kw, 'batch_size':kw.get('batch_size') or (96 if world=='emoji' else 8)}
-    if world=='emoji':
+    if world=='emoji' and judges:
         from vggflow.emoji import load_clip, load_probe
         from vggflow.prompts import ANIMALS
         feats.setdefault('clip', load_clip())
@@ -346,6 +354,18 @@ def _bar(parts, progress, what):
 
 # %% ../nbs/23_evaluate.ipynb #1f6c854a
 @torch.no_grad()
+def draw_jobs(
+    flow, # A FlowModel whose `decode` gives images
+    prompts, # list[str]
+    jobs, # Pairs (which prompt, which of its images)
+    times, # Of the sampler
+    seed:int, base:bool=False # As in `draw`
+)->torch.Tensor: # (len(jobs),3,H,W), float32 on the CPU
+    "Draw images, each from noise that its numbers alone determine"
+    x0 = torch.cat([image_noise(flow, prompts[p], seed, p, i) for p,i in jobs])
+    return flow.decode(sample(flow, x0, times.to(x0.device), [prompts[p] for p,_ in jobs], base=base).x[-1]).float().cpu()
+
+@torch.no_grad()
 def draw_images(
     folder, # Where the images are kept
     flow, # A FlowModel whose `decode` gives images
@@ -361,9 +381,7 @@ def draw_images(
     jobs = [(p,i) for p in range(len(prompts)) for i in range(n)]
     for part in _bar([jobs[k:k+batch_size] for k in range(0, len(jobs), batch_size)], progress, f'drawing {folder.name}'):
         if all(image_file(folder, *j).exists() for j in part): continue
-        c = [prompts[p] for p,_ in part]; x0 = torch.cat([image_noise(flow, prompts[p], seed, p, i) for p,i in part])
-        images = flow.decode(sample(flow, x0, times.to(x0.device), c, base=base).x[-1]).float().cpu()
-        for j,x in zip(part, images): write_whole(image_file(folder, *j), _png(x))
+        for j,x in zip(part, draw_jobs(flow, prompts, part, times, seed, base)): write_whole(image_file(folder, *j), _png(x))
 
 # %% ../nbs/23_evaluate.ipynb #f4559746
 def saved_images(

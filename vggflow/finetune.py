@@ -362,7 +362,7 @@ def make_optimizer(flow, method, config):
     make,kw = torch.optim.AdamW,dict(fused=True) if config.optimizer=='adamw-fused' else {}
     if config.optimizer=='adamw-8bit':
         try: from bitsandbytes.optim import AdamW8bit as make
-        except ImportError as e: raise ImportError("optimizer='adamw-8bit' needs bitsandbytes (pip install bitsandbytes) and a GPU; 'adamw' and 'adamw-fused' need neither") from e
+        except ImportError as e: raise ImportError("optimizer='adamw-8bit' needs bitsandbytes (pip install bitsandbytes); 'adamw' and 'adamw-fused' do not") from e
     return make([dict(g, base_lr=g['lr']) for g in groups], betas=(.9,.999), weight_decay=config.weight_decay, **kw)
 
 # %% ../nbs/05_finetune.ipynb #f7c1c4c7
@@ -452,12 +452,18 @@ def look(self:_Run, last=False):
 
 @patch
 def undisturbed(self:_Run, fn)->dict:
-    "`fn(flow, update)` by the first process, or by all where the model is sharded, with the averaged weights and random numbers of its own"
+    "`fn(flow, update)` by the first process, or by all where it says so (`together`) or the model is sharded, with the averaged weights and random numbers of its own"
     device = self.flow.trainable_parameters()[0].device
     with torch.random.fork_rng([device] if device.type=='cuda' else []), torch.no_grad(), self.averaged():
-        if not self.ps.sharded: return self.ps.share(lambda: fn(self.flow, self.update))
-        row = fn(self.flow, self.update)
-        return self.ps.share(lambda: row)
+        if not self.ps.sharded and not getattr(fn, 'together', None): return self.ps.share(lambda: fn(self.flow, self.update))
+        try: row,error = fn(self.flow, self.update),None
+        except Exception as e:
+            if not self.ps.main: raise   # its launcher ends the others
+            row,error = None,e
+        def outcome():
+            if error: raise error
+            return row
+        return self.ps.share(outcome)
 
 # %% ../nbs/05_finetune.ipynb #66403770
 def tracker_class(
@@ -566,7 +572,7 @@ def finetune(
     out=None, # Run directory; None writes nothing
     resume:bool=True, # Go on with the run that `out` holds, if it is this one
     prompts=None, # Prompts from which each update draws; None for a flow without prompts
-    evaluate=None, # Callable (flow, update) -> dict, at update 0, every `eval_every` and at the end; called by the first process
+    evaluate=None, # Callable (flow, update) -> dict, at update 0, every `eval_every` and at the end; called by the first process, or by all if it has a true attribute `together`
     progress=True, # True: a bar; 'plain': lines; False: nothing
     stop_on=('non-finite',), # Signs that end the run early: 'hacking', 'divergence', 'collapse', 'non-finite' (chapter 27)
     thresholds:Thresholds=None, # Where the lines of those signs are

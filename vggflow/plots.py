@@ -109,7 +109,7 @@ def read_results(
     return Results(experiment, profile, rows, json.loads(table.with_suffix('.json').read_text()), table)
 
 # %% ../nbs/22_plots.ipynb #c1651e96
-_unset = dict(eta='t^2')  # the value of a run whose card names none
+_unset = dict(eta='t^2', reuse=False)  # the value of a run whose card names none
 _order = dict(eta=['t^2','t','0'], method=[m for m in COLORS if m!='Base'])
 
 def by_series(
@@ -135,6 +135,7 @@ def series_label(
     "Name of a series in a legend"
     if vary=='transitions': return f'{100*value/steps:.0f} % ({value} of {steps} steps)'
     if vary in ('beta','eta'): return {'beta':'β','eta':'η'}[vary] + ' = ' + (f'{value:g}' if isinstance(value, (int,float)) else value.replace('t^2','t²'))
+    if vary=='reuse': return f"{'one reward gradient' if str(value)=='True' else 'two reward gradients'} a transition"
     return f'{value}' if vary=='method' else f'{vary} = {value}'
 
 # %% ../nbs/22_plots.ipynb #a1613b97

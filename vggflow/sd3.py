@@ -236,7 +236,7 @@ def describe(self:SD3Flow)->dict:
     c = self.transformer.peft_config['default']
     extra = dict(lora_dropout=(c.lora_dropout, 0.), correction=(self.correction_kind, 'transformer'), correction_layers=(self.correction_layers, 2),
         detach_base=(self.detach_base, False), latent_size=(self.latent_size, self.transformer.config.sample_size), revision=(self.revision, None),
-        max_sequence_length=(self.max_sequence_length, 256), taesd=(self.taesd is not None, False), t5=(self._has_t5, True),
+        max_sequence_length=(self.max_sequence_length, 256), taesd=(self.taesd is not None, False), t5=(self._has_t5, True), vae_tiling=(bool(getattr(self.vae, 'use_tiling', False)), False),
         dtype=(str(self.transformer.pos_embed.proj.weight.dtype).split('.')[-1], 'float32'))
     return dict(model=Path(str(self.pipe.name_or_path or 'unnamed')).name, lora_rank=c.r, lora_alpha=c.lora_alpha,
                 lora_targets=sorted(c.target_modules), guidance_scale=self.guidance_scale, **{k:v for k,(v,usual) in extra.items() if v!=usual})
