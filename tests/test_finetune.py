@@ -221,11 +221,15 @@ def test_rows_go_to_trackers_of_accelerate(tmp_path, monkeypatch):
     assert told[0] == ('start', 'vggflow', str(tmp_path)) and told[1][1]['config.lr'] == 5e-4 and told[-1] == 'end'
     assert [(s, v['train/loss']) for s, v in told[2:-1]] == [(r['update'], r['loss']) for r in h.rows]
     with pytest.raises(ValueError, match="no tracker 'note', only"): run(None, log_to='note')
+    def no_key(self): raise KeyError('no API key configured')
+    monkeypatch.setattr(Notes, 'start', no_key)
+    with pytest.raises(RuntimeError, match="log_to='notes' does not start .KeyError: .no API key"): run(None, log_to='notes')
 
 
 def test_tensorboard_reads_the_rows(tmp_path, monkeypatch):
-    from accelerate import tracking
+    from accelerate import PartialState, tracking
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    PartialState._reset_state()   # as in a process that has started nothing of accelerate
     _, h = run(tmp_path, log_to='tensorboard', updates=4); _, h = run(tmp_path, log_to='tensorboard')   # goes on
     seen = {}
     for f in tmp_path.rglob('events.out.tfevents*'):

@@ -481,10 +481,14 @@ def tracker_class(
 @patch
 def start_trackers(self:_Run, record:dict):
     "Open the trackers of `log_to`, and tell them the settings"
-    for name in self.config.log_to if self.ps.main else ():
+    if not self.config.log_to or not self.ps.main: return
+    from accelerate import PartialState
+    PartialState()   # accelerate's trackers log through it, on one process too
+    for name in self.config.log_to:
         cls = tracker_class(name); where = str(self.out or '.')
         t = cls('vggflow', logging_dir=where) if cls.requires_logging_directory else cls('vggflow')
-        if hasattr(t, 'start'): t.start()
+        try: getattr(t, 'start', lambda: None)()
+        except Exception as e: raise RuntimeError(f"log_to={name!r} does not start ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}): set it up, or leave it out; metrics.jsonl has the same rows") from e
         t.store_init_configuration({f'{a}.{k}': v if isinstance(v, (int,float,str)) else str(v) for a in ('config','method','flow') for k,v in record[a].items()})
         self.trackers.append(t)
 
