@@ -79,7 +79,7 @@ def _model_of(a):
 # %% ../nbs/29_cli.ipynb #d76cec7c
 def sample(a):
     "Draw a grid of images, of base and finetuned side by side if asked"
-    import numpy as np, torch
+    import torch
     from PIL import Image
     from vggflow.evaluate import draw_jobs
     from vggflow.plots import grid

@@ -7,7 +7,7 @@ __all__ = ['Passes', 'counted', 'sampling', 'one_update', 'update_passes', 'flop
 
 # %% ../nbs/17_cost.ipynb #e2db1cb8
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel, SDPBackend

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CURE', 'VENDORS', 'EDGES', 'RANGES', 'prompts', 'heldout_prompts', 'STYLE', 'HPS_STYLE', 'PICK_STYLE', 'UTILITIES',
-           'data_dir', 'sha256', 'asset', 'images', 'sheet', 'colour_of', 'pastel', 'draw_factors', 'render',
-           'softened', 'size_of', 'captions_of', 'EmojiCodec', 'EmojiT5Encoder', 'conv_block', 'EmojiProbe', 'utility',
-           'named_in', 'hits', 'hps_utility', 'pick_utility', 'judged_factors', 'true_utility', 'judged_utility',
-           'load_flow', 'load_probe', 'load_clip', 'emoji_aesthetic', 'emoji_hps', 'emoji_pick', 'load_reward']
+           'data_dir', 'asset', 'images', 'sheet', 'colour_of', 'pastel', 'draw_factors', 'render', 'softened',
+           'size_of', 'captions_of', 'EmojiCodec', 'EmojiT5Encoder', 'conv_block', 'EmojiProbe', 'utility', 'named_in',
+           'hits', 'hps_utility', 'pick_utility', 'judged_factors', 'true_utility', 'judged_utility', 'load_flow',
+           'load_probe', 'load_clip', 'emoji_aesthetic', 'emoji_hps', 'emoji_pick', 'load_reward']
 
 # %% ../nbs/14_emoji.ipynb #96557025
 from .torchvision_cpu import cure; cure()
-import functools, hashlib, json, math, os
+import functools, json, math, os
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
@@ -21,6 +21,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from transformers import PreTrainedModel, T5EncoderModel
 from .prompts import ANIMALS, SIZES, COLOURS, FORMS, caption, heldout
+from .files import sha256
 from .metrics import ClipFeatures
 from .rewards import AestheticReward, HPSv2Reward, PickScoreReward, WeightedSum, get_reward, register_reward
 from .sd3 import SD3Flow, quietly
@@ -31,13 +32,6 @@ def data_dir()->Path: # Folder that holds `emoji/` and `paper/`
     here = Path(vggflow.__file__).parent
     if os.environ.get('VGGFLOW_DATA'): return Path(os.environ['VGGFLOW_DATA'])
     return here.parent/'data' if (here.parent/'data/emoji').exists() else here/'data'
-
-# %% ../nbs/14_emoji.ipynb #b12ef3c7
-def sha256(
-    path # A file
-)->str: # Hexadecimal digest
-    "Checksum of a file"
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 # %% ../nbs/14_emoji.ipynb #9723d062
 CURE = 'run `git checkout -- data/emoji` in a checkout, or reinstall vggflow'

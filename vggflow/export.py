@@ -12,18 +12,11 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from huggingface_hub import ModelCardData
 from .checkpoint import checkpoints, load_checkpoint
+from .files import read_rows
 from .sd3 import SD3Flow
 from .value import ValueGradient
 
 # %% ../nbs/16_export.ipynb #1415928b
-def _rows(path):
-    "Whole rows of a .jsonl file"
-    rows = []
-    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
-        try: rows.append(json.loads(line))
-        except json.JSONDecodeError: break   # torn by a kill
-    return rows
-
 def read_run(
     run # A run directory
 )->dict: # record (its config.json), evals, flags (rows), update, parts (tensors of the last checkpoint)
@@ -32,7 +25,7 @@ def read_run(
     if not (run/'config.json').exists(): raise ValueError(f'{run} is no run directory, it has no config.json: give the folder that finetune wrote (out=)')
     if not done: raise ValueError(f'the run in {run} has no checkpoint yet: let it reach its first save_every')
     update,parts = load_checkpoint(done[-1])
-    return dict(record=json.loads((run/'config.json').read_text()), evals=_rows(run/'eval.jsonl'), flags=_rows(run/'diagnostics.jsonl'), update=update, parts=parts)
+    return dict(record=json.loads((run/'config.json').read_text()), evals=read_rows(run/'eval.jsonl'), flags=read_rows(run/'diagnostics.jsonl'), update=update, parts=parts)
 
 # %% ../nbs/16_export.ipynb #58e1a504
 def correction_settings(

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .flow import FlowModel, Trajectory, expand_as, sample, one_step_prediction
 from .adjoint import memoryless_costates, memoryless_noise, memoryless_sample, pullback, sweep
 from .value import ValueGradient, clip_factors, eta_schedule
-from .losses import (matching_loss, boundary_loss, consistency_loss, consistency_modes, trajectory_modes, mean_square,
+from .losses import (matching_loss, consistency_loss, consistency_modes, trajectory_modes, mean_square,
                             costate_targets, trajectory_target)
 
 # %% ../nbs/04_methods.ipynb #a59dbb55

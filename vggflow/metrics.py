@@ -7,7 +7,7 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'diversity', 'frechet_distance', 'per_prompt
            'fit', 'ClipFeatures', 'DreamSimFeatures', 'EfficientNetFeatures']
 
 # %% ../nbs/12_metrics.ipynb #530111a4
-import functools, json, os
+import functools, json
 from pathlib import Path
 from typing import NamedTuple
 import torch, torch.nn.functional as F

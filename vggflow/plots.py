@@ -9,11 +9,12 @@ __all__ = ['COLORS', 'PAGE', 'SWEEP', 'METRICS', 'REWARDS', 'use_style', 'color'
            'read_sheets', 'first_samples', 'figure_record', 'save_figure']
 
 # %% ../nbs/22_plots.ipynb #98df3e30
-import csv, io, json, os
+import csv, io, json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .experiments import choose, project_root, sha256, versions, git_commit, write_text
+from .experiments import choose, project_root, versions, git_commit
+from .files import sha256, write_text, write_whole
 
 # %% ../nbs/22_plots.ipynb #a12939d6
 COLORS = {'VGG-Flow':'#0072B2', 'VGG-Flow-PMP':'#56B4E9', 'AM':'#009E73', 'ReFL':'#D55E00', 'DRaFT':'#E69F00', 'Base':'#666666'}
@@ -110,7 +111,7 @@ def read_results(
 
 # %% ../nbs/22_plots.ipynb #c1651e96
 _unset = dict(eta='t^2', reuse=False)  # the value of a run whose card names none
-_order = dict(eta=['t^2','t','0'], method=[m for m in COLORS if m!='Base'])
+_order = dict(eta=['t^2','t','0'], reuse=['False','True'], method=[m for m in COLORS if m!='Base'])
 
 def by_series(
     res:Results, # A result table
@@ -336,7 +337,6 @@ def save_figure(
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); paths = []
     for end,meta in dict(png=dict(Software=None), pdf=dict(CreationDate=None, ModDate=None, Producer=None, Creator='vggflow')).items():
         buf = io.BytesIO(); fig.savefig(buf, format=end, metadata=meta)
-        p = folder/f'{name}.{end}'; tmp = p.with_name(f'.{p.name}.{os.getpid()}')
-        tmp.write_bytes(buf.getvalue()); os.replace(tmp, p); paths.append(p)
+        paths.append(folder/f'{name}.{end}'); write_whole(paths[-1], lambda f: f.write_bytes(buf.getvalue()))
     write_text(folder/f'{name}.json', json.dumps(dict(figure=name, **record), indent=1, default=float)+'\n')
     return paths + [folder/f'{name}.json']

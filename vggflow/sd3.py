@@ -8,7 +8,7 @@ __all__ = ['HUB_MODELS', 'LORA_TARGETS', 'quietly', 'hub_remedy', 'check_model',
 
 # %% ../nbs/13_sd3.ipynb #4cec3598
 from .torchvision_cpu import cure; cure()
-import contextlib, copy, difflib, gc, hashlib, inspect, json, os, re, warnings
+import contextlib, copy, difflib, gc, hashlib, inspect, json, re, warnings
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -23,6 +23,7 @@ import diffusers, huggingface_hub, transformers
 from huggingface_hub import errors as hub
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from .files import write_whole
 from .flow import FlowModel, time_grid
 
 # %% ../nbs/13_sd3.ipynb #93024d4b
@@ -292,9 +293,7 @@ class PromptCache:
 @patch
 def put(self:PromptCache, prompt:str, context:Tensor, pooled:Tensor):
     "Keep an encoding, whole or not at all"
-    tmp = self.path(prompt).with_suffix(f'.{os.getpid()}.tmp')
-    save_file(dict(context=context.contiguous(), pooled=pooled.contiguous()), tmp, metadata=dict(key=self.key(prompt), prompt=prompt))
-    tmp.replace(self.path(prompt))
+    write_whole(self.path(prompt), lambda f: save_file(dict(context=context.contiguous(), pooled=pooled.contiguous()), f, metadata=dict(key=self.key(prompt), prompt=prompt)))
 
 # %% ../nbs/13_sd3.ipynb #995ae177
 @patch

@@ -10,7 +10,8 @@ __all__ = ['STATES', 'held', 'Run', 'run_status', 'pace_of', 'seconds_left', 'ex
 import contextlib, json, statistics, subprocess
 from dataclasses import dataclass
 from .experiments import (choose, cards, clock, experiment_names, figure_state, figures_of, finished, has_profile, project_root,
-                                 read_experiments, read_rows, table_path, table_state, tabled)
+                                 read_experiments, table_path, table_state, tabled)
+from .files import read_rows
 try: import fcntl
 except ImportError: fcntl = None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from .experiments import choose, hold, read_prompts
+from .files import write_text
 from .evaluate import Evaluator, evaluator
 from .diagnostics import stop_names
 from .finetune import FinetuneConfig, Processes, check_run, finetune, launched, own_shift
@@ -239,8 +240,7 @@ def note_command(kw:dict):
     "Keep what was asked for in the run directory, where `vggflow sample`, `evaluate` and `export` look; that of a run that has begun stays"
     out = Path(kw['out']) if kw.get('out') else None
     if not out or os.environ.get('RANK', '0')!='0' or any((out/n).exists() for n in ('config.json','card.json')): return
-    out.mkdir(parents=True, exist_ok=True)
-    (out/'command.json').write_text(json.dumps({k:v for k,v in kw.items() if k!='progress'}, ensure_ascii=False, indent=1), encoding='utf8')
+    write_text(out/'command.json', json.dumps({k:v for k,v in kw.items() if k!='progress'}, ensure_ascii=False, indent=1))
 
 def say_end(h):
     "Print a history's last evaluation and what stopped it, on the first process"
