@@ -100,6 +100,22 @@ def test_template_draws_from_the_table_alone(root, template, figure, more):
     e = more.get('experiment', 'aesthetic'); t = root/'data'/'results'/f'{e}-smoke.csv'
     assert rec['data']['results']==dict(file=f'data/results/{t.name}', sha256=E.sha256(t))
 
+def early(root, updates=20, reward=lambda r: r['reward'], leave=()):
+    "A table of the beginnings of the runs of `aesthetic` with an evaluation every five updates"
+    rows,runs = invented('aesthetic'); begun = [dict(q, id='early-'+q['id'], parameters={**q['parameters'], 'updates':updates, 'eval_every':5}) for q in runs if q['id'] not in leave]
+    new = [{**r, 'run':'early-'+r['run'], 'update':u, 'updates':updates, 'reward':reward({**r, 'update':u})} for r in rows if r['run'] not in leave for u in ([r['update']]+[r['update']+5]*(r['update']<updates)) if u<=updates]
+    t = root/'data'/'results'/'early-smoke.csv'; E.write_csv(t, new); E.write_text(t.with_suffix('.json'), json.dumps(dict(runs=begun, versions={}, commit='none')))
+    return runs
+
+def test_evaluations_of_repeated_beginnings_are_added(root):
+    plain = P.read_results('aesthetic', 'smoke'); runs = early(root); res = P.read_results('aesthetic', 'smoke'); run = res.rows[0]['run']
+    assert [r['update'] for r in res.rows if r['run']==run]==[0, 5, 10, 15, 20, 30, 40] and res.early.name=='early-smoke.csv' and plain.early is None
+    assert set(res.rows[1])==set(plain.rows[0]) and {r['run'] for r in res.rows}=={r['run'] for r in plain.rows}
+    assert P.read_results('beta', 'smoke').rows==P.read_results('beta', 'smoke').rows and P.read_results('beta', 'smoke').early is None   # not all of its runs were repeated
+    early(root, leave=[runs[0]['id']]); assert P.read_results('aesthetic', 'smoke').rows==plain.rows
+    early(root, reward=lambda r: r['reward']+.1)
+    with pytest.raises(ValueError, match='early-smoke.csv is not of the runs of aesthetic-smoke.csv'): P.read_results('aesthetic', 'smoke')
+
 @pytest.mark.parametrize('template', ['convergence','pareto','samples','table1','teaser'])
 def test_without_a_table_nothing_is_drawn(root, template):
     with pytest.raises(FileNotFoundError, match='make figures PROFILE=paper'): draw(template, profile='paper', out=str(root/'figures'))

@@ -85,7 +85,7 @@ def check_parameters(
 
 # %% ../nbs/20_experiments.ipynb #c945739e
 _places = ('out', 'progress')  # parameters without influence on results
-_later = dict(perceptual='efficientnet', clip='')  # parameters that a template got later, with the value that runs had before
+_later = dict(perceptual='efficientnet', clip='', more={})  # parameters that a template got later, with the value that runs had before
 
 def card_id(
     template:str, # Name of the template
@@ -188,7 +188,7 @@ def read_prompts(
     for p in prompts:
         f = project_root()/'data'/'prompts'/p[1:]
         if not p.startswith('@'): res.append(p); continue
-        if not f.is_file(): raise FileNotFoundError(f"no prompts in {f}; write them there, one a line")
+        if not f.is_file(): raise FileNotFoundError(f"no prompts in {f}; write them there, one a line (a published set: vggflow prompts {f.stem} > {f})")
         res += [l.strip() for l in f.read_text().splitlines() if l.strip()]
     return res
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'PAGE', 'SWEEP', 'METRICS', 'REWARDS', 'use_style', 'color', 'colors_of', 'over_seeds', 'band', 'Results',
-           'read_results', 'by_series', 'series_label', 'metric', 'heading', 'reward_name', 'front', 'at_equal_reward',
-           'hypervolume', 't_interval', 'reward_levels', 'front_numbers', 'grid', 'show_images', 'Sheets',
-           'read_sheets', 'first_samples', 'figure_record', 'save_figure']
+           'read_results', 'add_early', 'by_series', 'series_label', 'metric', 'heading', 'wide_axis', 'reward_name',
+           'front', 'at_equal_reward', 'hypervolume', 't_interval', 'reward_levels', 'front_numbers', 'grid',
+           'show_images', 'Sheets', 'read_sheets', 'first_samples', 'figure_record', 'save_figure']
 
 # %% ../nbs/22_plots.ipynb #98df3e30
 import csv, io, json
@@ -84,6 +84,7 @@ class Results:
     rows:list # One dict for each evaluation; numbers are numbers, what is missing is None
     made:dict # The record: runs (with their cards), versions, commit
     table:Path=None # The file
+    early:Path=None # The file of further evaluations of the same runs, see `add_early`
     @property
     def seeds(self): return sorted({r['seed'] for r in self.rows})
     @property
@@ -107,7 +108,27 @@ def read_results(
     table = project_root()/'data'/'results'/f'{experiment}-{profile}.csv'
     if not table.exists(): raise FileNotFoundError(f'no {table.name} in data/results; make it with: make figures PROFILE={profile}')
     with table.open(newline='') as f: rows = [{k:_value(v) for k,v in r.items()} for r in csv.DictReader(f)]
-    return Results(experiment, profile, rows, json.loads(table.with_suffix('.json').read_text()), table)
+    res = Results(experiment, profile, rows, json.loads(table.with_suffix('.json').read_text()), table)
+    more = table.with_name(f'early-{profile}.csv')
+    return add_early(res, read_results('early', profile)) if experiment!='early' and more.exists() else res
+
+_lengths = ('updates','eval_every','save_every')   # what may differ between a run and its repeated beginning
+
+def add_early(res:Results, early:Results)->Results: # `res`, with more rows if every run of it is among the repeated ones
+    "Add the evaluations of repeated beginnings of runs; raises `ValueError` where one is not that of the run"
+    key = lambda p: json.dumps({k:v for k,v in p.items() if k not in _lengths}, sort_keys=True)
+    begun = {key(r['parameters']): r['id'] for r in early.made['runs'] if r.get('parameters')}
+    twin = {r['id']: begun.get(key(r['parameters'])) for r in res.made['runs']}
+    if None in twin.values(): return res
+    new = []
+    for run,other in twin.items():
+        mine = {r['update']:r for r in res.rows if r['run']==run}; first = next(iter(mine.values()))
+        for e in (r for r in early.rows if r['run']==other):
+            had = mine.get(e['update'])
+            if had and abs(had['reward']-e['reward'])>1e-3: raise ValueError(f"{early.table.name} is not of the runs of {res.table.name}: {run} has reward {had['reward']} at update {e['update']}, {other} {e['reward']}; make it again")
+            if not had: new.append({**first, **{k:v for k,v in e.items() if k in first}, 'run':run})
+    res.rows,res.early = sorted(res.rows+new, key=lambda r: (list(twin).index(r['run']), r['update'])),early.table
+    return res
 
 # %% ../nbs/22_plots.ipynb #c1651e96
 _unset = dict(eta='t^2', reuse=False)  # the value of a run whose card names none
@@ -160,11 +181,22 @@ def metric(
 # %% ../nbs/22_plots.ipynb #f3a15fc1
 def heading(
     res:Results # A result table
-)->str: # E.g. "Emoji world, PickScore, measured here: profile paper, 3 seeds"
+)->str: # E.g. "Emoji world, stand-in for PickScore, measured here: profile paper, 3 seeds"
     "What was measured, in one line"
-    world = {'emoji':'Emoji world','sd3':'Stable Diffusion 3'}.get(res.card.get('world'), 'Measured here')
+    world = {'emoji':'Emoji world, stand-in for','sd3':'Stable Diffusion 3,'}.get(res.card.get('world'), 'Measured here:')
     seeds = f"{len(res.seeds)} seed{'s'*(len(res.seeds)>1)}"
-    return f"{world}, {reward_name(res)}, measured here: profile {res.profile}, {seeds}"
+    return f"{world} {reward_name(res)}, measured here: profile {res.profile}, {seeds}"
+
+def wide_axis(
+    ax, # Whose y axis
+    values # What is drawn along it
+):
+    "Logarithmic where the largest is more than twice the smallest, with plain numbers"
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    lo,hi = min(values),max(values)
+    if not 0<2*lo<hi: return
+    ax.set_yscale('log'); ax.yaxis.set_major_locator(LogLocator(subs=(1,1.5,2,3,5) if hi<6*lo else (1,2,5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v,_: f'{v:g}')); ax.yaxis.set_minor_formatter(NullFormatter())
 
 def reward_name(res):
     "The paper's name of a table's reward"
