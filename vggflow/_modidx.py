@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vggflow.claims.claim': ('claims.html#claim', 'vggflow/claims.py'),
                                 'vggflow.claims.crossings': ('claims.html#crossings', 'vggflow/claims.py'),
                                 'vggflow.claims.ends': ('claims.html#ends', 'vggflow/claims.py'),
+                                'vggflow.claims.ends_table': ('claims.html#ends_table', 'vggflow/claims.py'),
                                 'vggflow.claims.faster': ('claims.html#faster', 'vggflow/claims.py'),
                                 'vggflow.claims.first_at': ('claims.html#first_at', 'vggflow/claims.py'),
                                 'vggflow.claims.judge': ('claims.html#judge', 'vggflow/claims.py'),

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'REPRODUCED', 'CONTRARY', 'UNDECIDED', 'UNTESTABLE', 'NOT_RUN', 'CLAIMS', 'CROSSED', 'OURS', 'RIVALS',
            'FIGS', 'NAMES', 'ENDS', 'Claim', 'claim', 'judge', 'runs_of', 'speed', 'paired', 'levels_of', 'ahead',
-           'first_at', 'crossings', 'published', 'published_ahead', 'faster', 'better', 'ends', 'kept', 'published_end',
-           'monotone', 'published_beta', 'overall', 'relative', 'best_profile', 'test_claim', 'register', 'as_markdown',
-           'save']
+           'first_at', 'crossings', 'ends_table', 'published', 'published_ahead', 'faster', 'better', 'ends', 'kept',
+           'published_end', 'monotone', 'published_beta', 'overall', 'relative', 'best_profile', 'test_claim',
+           'register', 'as_markdown', 'save']
 
 # %% ../nbs/30_claims.ipynb #63787236
 import json
@@ -17,7 +17,7 @@ import numpy as np
 from .experiments import project_root
 from .files import sha256, write_text
 from .paper import curve, series, table1
-from .plots import METRICS, at_equal_reward, by_series, read_results, t_interval
+from .plots import METRICS, at_equal_reward, by_series, read_results, series_label, t_interval
 
 # %% ../nbs/30_claims.ipynb #72632900
 VERDICTS = REPRODUCED,CONTRARY,UNDECIDED,UNTESTABLE,NOT_RUN = 'reproduced in the emoji world','not reproduced','undecided','not testable here','not run yet'
@@ -103,16 +103,34 @@ def first_at(run, level:float)->tuple: # (update, metric)
     return float(u[k-1]+w*(u[k]-u[k-1])),float(m[k-1]+w*(m[k]-m[k-1]))
 
 def crossings(
-    series:dict # name -> (experiment, profile, setting in which its series differ, value)
-)->str: # Markdown: a row for each series, mean over its seeds
-    "Updates and metrics of several series at one reward that every one of their runs reached"
+    series:dict, # name -> (experiment, profile, setting in which its series differ, value)
+    levels=() # Rewards; by default the highest tenth that every run of every series reached
+)->str: # Markdown: for each reward a row for each series, mean over its seeds; a series of which not every run reaches it is left out
+    "Updates and metrics of several series at equal rewards"
     tables = {s[:2]: read_results(*s[:2]) for s in series.values()}
     runs = {n: {k: runs_of(tables[e,p], vary, k)[value] for k in CROSSED} for n,(e,p,vary,value) in series.items()}
-    level = np.floor(10*min(c[1].max() for of in runs.values() for c in of['fid'].values()))/10
-    lines = [f'| at reward {level:.1f} | update | '+' | '.join(CROSSED.values())+' | seeds |', '|---'*(len(CROSSED)+3)+'|']
-    for n,of in runs.items():
-        at = {k: np.mean([first_at(c, level) for c in by.values()], 0) for k,by in of.items()}
-        lines.append(f"| {n} | {at['fid'][0]:.0f} | "+' | '.join(f"{at[k][1]:.{0 if k=='fid' else 3}f}" for k in CROSSED)+f" | {len(of['fid'])} |")
+    top = {n: min(c[1].max() for c in of['fid'].values()) for n,of in runs.items()}
+    lines = ['| reward | | update | '+' | '.join(CROSSED.values())+' |', '|---'*(len(CROSSED)+3)+'|']
+    for level in levels or [np.floor(10*min(top.values()))/10]:
+        for n,of in runs.items():
+            if top[n]<level: continue
+            at = {k: np.mean([first_at(c, level) for c in by.values()], 0) for k,by in of.items()}
+            lines.append(f"| {level:g} | {n} | {at['fid'][0]:.0f} | "+' | '.join(f"{at[k][1]:.{0 if k=='fid' else 3}f}" for k in CROSSED)+' |')
+    return '\n'.join(lines)
+
+# %% ../nbs/30_claims.ipynb #c315a48d
+def ends_table(
+    experiment:str, profile:str='paper', # Whose table
+    vary:str='method' # Setting in which its series differ
+)->str: # Markdown: mean and standard deviation over seeds after the last update, and the base model
+    "The end of every run of a table"
+    res = read_results(experiment, profile); metrics = dict(reward='reward', **CROSSED)
+    lines = ['| | lr | '+' | '.join(metrics.values())+' |', '|---'*(len(metrics)+2)+'|']
+    digits = lambda k: dict(reward=2, fid=0).get(k, 3)
+    lines.append('| base model | | '+' | '.join(f'{np.mean([r[k] for r in res.rows if r["update"]==0]):.{digits(k)}f}' for k in metrics)+' |')
+    for value,rows in by_series(res, vary).items():
+        last = [r for r in rows if r['update']==max(q['update'] for q in rows)]; v = {k: np.array([r[k] for r in last]) for k in metrics}
+        lines.append(f"| {series_label(value, vary, res.card.get('steps', 20))} | {res.settings(last[0]['run'])['lr']:g} | "+' | '.join(f'{v[k].mean():.{digits(k)}f} ± {v[k].std(ddof=1):.{digits(k)}f}' for k in metrics)+' |')
     return '\n'.join(lines)
 
 # %% ../nbs/30_claims.ipynb #4853de63
