@@ -40,3 +40,17 @@ def test_file_and_page_follow_from_the_tables():
         if r.get('n'): assert k['mean']==pytest.approx(r['mean'], rel=1e-4, abs=1e-9) and k['table_sha256']==r['table_sha256']
     page = json.loads((ROOT/'nbs'/'claims.ipynb').read_text()); shown = ''.join(next(c for c in page['cells'] if 'as_markdown(register())' in ''.join(c['source']))['outputs'][0]['data']['text/markdown'])
     assert shown==C.as_markdown(rows), 'call make claims'
+
+def test_results_page_follows_from_the_tables():
+    "Every table of the page, computed again"
+    scope,n = {},0
+    for c in json.loads((ROOT/'nbs'/'results.ipynb').read_text())['cells']:
+        if c['cell_type']!='code': continue
+        *before,last = [''.join(l) for l in c['source']]; exec(''.join(before), scope)
+        if not c['outputs']: exec(last, scope); continue
+        assert eval(last, scope).data==''.join(c['outputs'][0]['data']['text/markdown']), 'call make claims'; n += 1
+    assert n>=10
+
+def test_runs_are_compared_at_rewards_that_they_reached():
+    lines = C.crossings({m:('aesthetic','paper','method',m) for m in ('VGG-Flow','VGG-Flow-PMP')}, (1., 3.)).splitlines()
+    assert [l.split('|')[1:3] for l in lines[2:]]==[[' 1 ',' VGG-Flow '], [' 1 ',' VGG-Flow-PMP '], [' 3 ',' VGG-Flow-PMP ']]   # VGG-Flow does not get to 3

@@ -59,12 +59,26 @@ def test_evaluate_a_run_twice(run, call, here):
 def test_export(run, call, model):
     pytest.importorskip('vggflow.export'); rc, out, err = call('export', run, 'given'); assert rc == 0, err
     assert {'README.md','pytorch_lora_weights.safetensors'} <= {p.name for p in Path('given').iterdir()}
-    card = Path('given/README.md').read_text(); assert 'dtype=torch.bfloat16' in card and 'height=16, width=16' in card and 'guidance_scale=2,' in card; [compile(c, 'card', 'exec') for c in re.findall('```python\n(.*?)```', card, re.S)]
-    rc, _, err = call('export', run, 'given'); assert rc == 2 and 'given' in err; assert call('export', run, 'given', '--force')[0] == 0
+    from vggflow.export import read_run; shutil.copytree(run, 'r'); Path('r/command.json').unlink(); assert read_run('r')['record']['reward'] == 'mine.py:bright'   # config.json knows it too
+    card = Path('given/README.md').read_text(); assert "dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)" in card and "dtype='float32'" in card and 'reward `mine.py:bright`' in card and 'height=16, width=16' in card and 'guidance_scale=2,' in card; [compile(c, 'card', 'exec') for c in re.findall('```python\n(.*?)```', card, re.S)]
+    rc, _, err = call('export', run, 'given'); assert rc == 2 and 'given' in err and '--force' in err; assert call('export', run, 'given', '--force')[0] == 0
+
+def test_the_card_tells_of_the_run_not_of_the_export(run, call, here, model):
+    "Settings from the run's record; the snippets run"
+    shutil.copytree(run, 'r'); f = Path('r/config.json'); record = json.loads(f.read_text()); record['config']['updates'] = 400; record['flow'].update(dtype='float16', vae_tiling=True, taesd=True, max_sequence_length=64, guidance_scale=3.)
+    record['prompts'] = ['a|b','two\nlines']; f.write_text(json.dumps(record)); rc, _, err = call('export', 'r', 'given'); assert rc == 0, err
+    card = Path('given/README.md').read_text(); rows = dict(re.findall(r'^\| (\w+) \| (.*) \|$', card, re.M)); assert (rows['dtype'], rows['vae_tiling'], rows['taesd'], rows['guidance_scale'], rows['updates'], rows['max_sequence_length']) == ('float16', 'True', 'True', '3', '2', '64')
+    assert r'a\|b; two lines' in rows['prompts'] and ', 2 updates.' in card and str(run.parent) not in card and 'guidance_scale=3,' in card and 'enable_tiling()' in card and 'max_sequence_length=64' in card and 'torch.float16' in card
+    for code in re.findall('```python\n(.*?)```', card, re.S):
+        code = re.sub("folder = '.*'", "folder = 'given'", code).replace('float16', 'float32').replace(repr(Path(model).name), repr(str(model))); assert str(model) in code; said = {}; exec(code, said)
+        assert 'image' not in said or said['image'].size == (16,16)
+    assert said['flow'].max_sequence_length == 64 and said['flow'].vae.use_tiling and said['flow'].guidance_scale == 3
 
 def test_doctor_verb(model, call):
     rc, out, _ = call('doctor', '--model', model, '--reward', 'redness', '--prompts', 'animals', '--image-size', '16', '--batch-size', '2', '--json')
     checks = {c['name']: c for c in json.loads(out)}; assert rc == 0 and checks['model']['status'] == checks['memory']['status'] == 'ok' and '2 text encoders' in checks['model']['found'] and '45' in checks['prompts']['found']
+    for argv,name in ((['--steps', '3'], 'settings'), (['--image-size', '17'], 'sizes'), (['--device', 'cuda:9', '--reward', 'redness'], 'device')):
+        rc, out, _ = call('doctor', '--model', model, *argv); assert rc == 1 and out.splitlines()[-1] == f'1 failed ({name})'
     rc, out, _ = call('doctor', '--model', model/'vae', '--reward', 'rednes'); assert rc == 1 and "did you mean 'redness'" in out and 'failed' in out.splitlines()[-1]
 
 def test_prompts_verb(call, here):
@@ -72,13 +86,18 @@ def test_prompts_verb(call, here):
     assert call('prompts', 'a.csv')[1] == 'x\ny\n'
 
 @pytest.mark.parametrize('argv,says', [
-    (['finetune', '--model', '/no/such/folder', '--reward', 'redness', '--prompts', 'a'], '/no/such/folder'), (['finetune', '--model', '{}', '--reward', 'rednes', '--prompts', 'a'], "did you mean 'redness'"),
-    (['finetune', '--model', '{}', '--reward', 'redness'], 'prompts'), (['finetune', '--model', '{}', '--reward', 'redness', '--prompts', 'no.csv'], "'no.csv'"), (['finetune', '--method', 'VGG-Flaw'], "did you mean 'VGG-Flow'"),
-    (['finetune', '--option', 'clip'], 'name=value'), (['finetune', '--world', 'gaussian', '--reward', 'linear', '--option', 'clop=1', '--eval-every', '0'], 'clop'), (['finetune', '--updates', 'x'], "--updates: invalid int value: 'x'"),
-    (['finetune', '--updates', '0'], 'updates must be at least 1'), (['train', '--stop-on', 'colapse'], 'colapse'), (['sample', '--lora', 'nowhere', '--model', '{}', 'a cat'], 'nowhere'), (['sample', '--model', '{}', '--dtype', 'int', 'a'], 'int'),
+    (['finetune', '--out', 'r', '--model', '/no/such/folder', '--reward', 'redness', '--prompts', 'a'], '/no/such/folder'), (['finetune', '--out', 'r', '--model', '{}', '--reward', 'rednes', '--prompts', 'a'], "did you mean 'redness'"),
+    (['finetune', '--out', 'r', '--model', '{}', '--reward', 'redness'], 'prompts'), (['finetune', '--out', 'r', '--model', '{}', '--reward', 'redness', '--prompts', 'no.csv'], "'no.csv'"), (['finetune', '--out', 'r', '--method', 'VGG-Flaw'], "did you mean 'VGG-Flow'"),
+    (['finetune', '--option', 'clip'], 'name=value'), (['finetune', '--out', 'r', '--world', 'gaussian', '--reward', 'linear', '--option', 'clop=1', '--eval-every', '0'], 'clop'), (['finetune', '--updates', 'x'], "--updates: invalid int value: 'x'"),
+    (['finetune', '--out', 'r', '--updates', '0'], 'updates must be at least 1'), (['train', '--out', 'r', '--stop-on', 'colapse'], 'colapse'), (['sample', '--lora', 'nowhere', '--model', '{}', 'a cat'], 'nowhere'), (['sample', '--model', '{}', '--dtype', 'int', 'a'], 'int'),
     (['evaluate'], 'what is to be evaluated'), (['evaluate', '--images', 'x', '--run', 'y'], 'leave --model'), (['evaluate', '--run', 'nowhere', '--out', 'x'], "no run directory 'nowhere'"),
+    (['finetune', '--updates', '3'], 'Give --out'), (['finetune', '--out', 'r', '--option', 'beta=abc'], "'abc'"), (['finetune', '--out', 'r', '--images-per-prompt', '0'], '--images-per-prompt: must be at least 1, got 0'),
+    (['finetune', '--out', 'r', '--device', 'cuda:9'], "'cuda:9' is not here"), (['sample', 'a', '--device', 'cuda:9'], "'cuda:9' is not here"), (['evaluate', '--lora', 'l', '--out', 'x', '--device', 'cuda:9', '--reward', 'redness'], "'cuda:9' is not here"), (['sample', 'a', '--device', 'gpu'], 'unknown device'),
+    (['sample', 'a', '--compare'], '--run DIR'), (['sample', 'a', '--out', 'a.xyz'], '.xyz'), (['sample', 'a', '--out', 'a'], 'without a suffix'), (['sample', 'a', '--n', '0'], '--n: must be at least 1'), (['sample', 'a', '--steps', '0'], '--steps: must be'), (['evaluate', '--batch-size', '0'], '--batch-size: must be'),
+    (['evaluate', '--lora', 'l', '--out', 'x', '--images-per-prompt', '1'], '--perceptual none'), (['prompts', 'animals', '--limit', '-1'], '--limit: must be at least 0'),
     (['evaluate', '--images', 'x', '--out', 'y'], 'which reward'), (['export', 'nowhere', 'x'], 'nowhere'), (['doctor', '--micro-batch', 'many'], 'invalid int')])
-def test_one_line_and_exit_2(model, call, argv, says):
+def test_one_line_and_exit_2(model, call, here, argv, says, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     rc, _, err = call(*[a.format(model) for a in argv]); assert rc == 2 and says in err and err.strip().count('\n') == 0, err
 
 def test_a_reward_without_gradient_ends_before_the_model_is_drawn_from(model, call, here):
@@ -86,7 +105,52 @@ def test_a_reward_without_gradient_ends_before_the_model_is_drawn_from(model, ca
     rc, _, err = call('finetune', '--model', model, '--reward', 'flat.py:f', '--prompts', 'a', '--out', 'r', '--transitions', '2', *FAST); assert rc == 2 and 'no gradient' in err and not Path('r/config.json').exists()
 
 def test_an_unfinished_run_says_so(call, here):
-    Path('half').mkdir(); rc, _, err = call('evaluate', '--run', 'half', '--out', 'x', '--reward', 'redness'); assert rc == 2 and 'no finished run' in err and 'resumes' in err
+    Path('half').mkdir(); rc, _, err = call('evaluate', '--run', 'half', '--out', 'x', '--reward', 'redness'); assert rc == 2 and 'no finished run' in err and 'the same command goes on' in err
+    Path('half/command.json').write_text('{"world": "emoji"}'); rc, _, err = call('sample', 'a cat', '--run', 'half'); assert rc == 2 and 'python -m vggflow.train half/command.json goes on' in err
+
+def test_a_run_that_has_not_ended_has_its_last_checkpoint(run, model, call, here):
+    shutil.copytree(run, 'r'); shutil.rmtree('r/lora'); rc, _, err = call('sample', 'a cat', '--run', 'r', '--out', 'deep/er/a.png'); assert rc == 0 and 'no lora/' in err and 'update 2' in err
+    assert call('sample', 'a cat', '--run', run, '--out', 'b.png')[0] == 0; assert np.abs(np.array(Image.open('deep/er/a.png')).astype(int)-np.array(Image.open('b.png'))).max() <= 1   # the same weights
+    rc, _, err = call('sample', 'a cat', '--run', 'r', '--lora', run/'lora', '--out', 'c.png'); assert rc == 0 and not err and Path('c.png').read_bytes() == Path('b.png').read_bytes()   # --lora wins
+
+def test_dtype_and_tiling_are_those_of_the_run(run, model, here):
+    shutil.copytree(run, 'r'); f = Path('r/config.json'); record = json.loads(f.read_text()); record['flow'].update(dtype='bfloat16', vae_tiling=True); f.write_text(json.dumps(record))
+    get = lambda *argv: cli._model_of(parsed('evaluate', '--run', 'r', *argv))[0]; dtype = lambda flow: flow.transformer.pos_embed.proj.weight.dtype
+    flow = get(); assert dtype(flow) == torch.bfloat16 and flow.vae.use_tiling; assert dtype(get('--dtype', 'fp32')) == torch.float32
+    flow = cli._model_of(parsed('sample', '--model', model, 'a', '--vae-tiling'))[0]; assert dtype(flow) == torch.float32 and flow.vae.use_tiling
+    c = Path('r/command.json'); c.write_text(json.dumps({**json.loads(c.read_text()), 'dtype':'fp16'})); assert dtype(get()) == torch.float16 and parsed('sample', 'a', '--dtype', 'BF16').dtype == 'bfloat16'
+
+def test_limit_counts_for_the_prompts_of_a_run():
+    from vggflow.prompts import load_prompts
+    said = dict(prompts='some.csv', drawn_prompts=['a','b','a','c','d']); go = lambda n, **kw: cli._own_prompts(parsed('evaluate', '--limit', n), {**said, **kw})
+    assert go(0) == ['a','b','c','d'] and go(2) == ['a','c'] and go(3, drawn_prompts=None, prompts='animals') == load_prompts('animals')[::15] and len(go(5, drawn_prompts=None, prompts=None)) == 5
+
+@pytest.mark.parametrize('file', ['command.json','config.json'])
+@pytest.mark.parametrize('text', ['{"a"', '[1]', ''])
+def test_a_damaged_record_is_named(run, call, here, file, text):
+    shutil.copytree(run, 'r'); Path('r', file).write_text(text)
+    for argv in (['sample', 'a cat', '--run', 'r'], ['evaluate', '--run', 'r', '--out', 'x', '--reward', 'redness'], ['export', 'r', 'x']):
+        rc, _, err = call(*argv); assert rc == 2 and f'r/{file} is damaged' in err and '--model' in err and err.count('\n') == 1
+
+def test_options_of_a_method_by_their_words():
+    from vggflow.cli import _option
+    assert [_option(f'x={v}')[1] for v in ('False','TRUE','no','Yes','None','null','0.8','t^2','"no"')] == [False, True, False, True, None, None, .8, 't^2', 'no']
+
+def test_clip_none_and_quiet(model, call, here):
+    "No features of CLIP, and no bar of diffusers"
+    import diffusers; diffusers.utils.logging.enable_progress_bar()
+    go = ['finetune', '--method', 'ReFL', '--reward', 'redness', '--prompts', 'a cat', '--updates', '1', '--batch-size', '2', '--steps', '2', '--eval-every', '1', '--images-per-prompt', '2', '--perceptual', 'none', '--clip', 'none', '--quiet']
+    rc, out, err = call(*go, '--model', model, '--out', 'r'); assert rc == 0 and '%|' not in err and 'it/s' not in err, err
+    row = json.loads(Path('r/eval.jsonl').read_text().splitlines()[-1]); assert 'reward' in row and 'alignment' not in row
+    assert call(*[x for x in go if x != 'redness' and x != '--reward'], '--out', 'e')[0] == 0; assert 'alignment' not in json.loads(Path('e/eval.jsonl').read_text().splitlines()[-1])   # nor the emoji world's own
+
+def test_rewards_are_tried_before_anything_is_drawn(run, call, here):
+    Path('r.py').write_text('def bad(x, p): return x.mean()\ndef counted(x, p): return (x > .5).float().mean((1,2,3))\n')
+    go = lambda f: call('evaluate', '--run', run, '--images-per-prompt', '2', '--reward', f'r.py:{f}', '--perceptual', 'none', '--clip', 'none', '--no-floor', '--limit', '1', '--out', f, '--quiet')
+    rc, _, err = go('bad'); assert rc == 2 and 'one number per image' in err and not Path('bad').exists()
+    read = lambda: json.loads(Path('counted/evaluation.json').read_text()); assert go('counted')[0] == 0 and read()['images'] == {'finetuned':2, 'base':2}; was = read()['sets']['base']['reward']   # no gradient is needed
+    Path('r.py').write_text('LIMIT = -1\ndef counted(x, p): return (x > LIMIT).float().mean((1,2,3))\n'); stamp = [f.stat().st_mtime_ns for f in sorted(Path('counted').rglob('*.png')) if f.stem != 'sheet']
+    assert go('counted')[0] == 0 and read()['sets']['base']['reward'] == 1 != was and stamp == [f.stat().st_mtime_ns for f in sorted(Path('counted').rglob('*.png')) if f.stem != 'sheet']   # the edited file is seen, nothing is drawn anew
 
 def parsed(*argv): return cli.parser().parse_args([str(a) for a in argv])
 
@@ -109,7 +173,7 @@ def test_settings_of_a_run_are_those_of_what_is_made_of_it(run, here, monkeypatc
     assert flow.correction_kind == 'adapter' and flow.latent_size*flow.pipe.vae_scale_factor == 8 and flow.vae.dtype == torch.bfloat16 and {p.dtype for p in flow.trainable_parameters()} == {torch.float32}
 
 def test_a_run_without_a_reward_by_name_had_the_first_of_its_world(monkeypatch):
-    monkeypatch.setattr('vggflow.doctor.load_any_reward', lambda name, device: name); go = lambda said, *argv: cli._rewards_of(parsed('evaluate', *argv), said, 'cpu')[1]
+    monkeypatch.setattr('vggflow.doctor.load_any_reward', lambda name, device: name); monkeypatch.setattr('vggflow.rewards.check_reward', lambda r, **kw: None); go = lambda said, *argv: cli._rewards_of(parsed('evaluate', *argv), said, 'cpu')[1]
     assert go(dict(world='sd3', model='m'), '--run', 'r', '--model', 'm') == ['aesthetic'] and go(dict(updates=2), '--run', 'r') == ['emoji-aesthetic'] == go({}, '--lora', 'l')
     assert go(dict(world='sd3', reward='redness'), '--run', 'r') == ['redness'] and go(dict(world='sd3'), '--run', 'r', '--reward', 'a', 'b') == ['a','b']
 
@@ -126,8 +190,8 @@ def test_help_is_complete_and_light():
 
 def test_out_of_memory_names_what_helps(monkeypatch, call):
     def boom(**kw): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
-    monkeypatch.setattr('vggflow.train.run', boom); rc, _, err = call('finetune'); assert rc == 2 and '--micro-batch 1' in err and err.count('\n') == 1
+    monkeypatch.setattr('vggflow.train.run', boom); rc, _, err = call('finetune', '--out', 'r'); assert rc == 2 and '--micro-batch 1' in err and err.count('\n') == 1
 
 def test_interrupted_says_that_it_goes_on(monkeypatch, call):
     def boom(**kw): raise KeyboardInterrupt
-    monkeypatch.setattr('vggflow.train.run', boom); rc, _, err = call('finetune'); assert rc == 130 and 'goes on' in err
+    monkeypatch.setattr('vggflow.train.run', boom); rc, _, err = call('finetune', '--out', 'r'); assert rc == 130 and 'goes on' in err

@@ -66,6 +66,12 @@ def test_killed_and_resumed_on_two_processes_to_the_last_bit(found):
     assert set(parts) == {'flow', 'method', 'optimizer', 'rng', 'ema'} and not torch.equal(parts['rng']['torch'], parts['rng']['torch.1'])
 
 
+def test_a_signal_to_one_of_two_ends_both_after_the_same_update(found):
+    "With a checkpoint, from which they go on to the last bit"
+    _, _, a, b = found
+    for r in (a['told'], b['told']): assert (r['code'], r['kept']) == (143, [3]) and same(r['whole'], r['again'])
+
+
 def test_two_processes_draw_together_what_one_draws(found):
     "Bit for bit; of a sharded model too"
     _, _, a, b = found

@@ -46,7 +46,7 @@ def test_graphs_of_a_method_count(models, monkeypatch):
 
 def test_a_plain_reward_is_tried_where_the_run_will_be(here, monkeypatch):
     (here/'r.py').write_text('def f(x, p): return x.mean((1,2,3))\n'); seen = []
-    monkeypatch.setattr('vggflow.rewards.check_reward', lambda r, name='', device='': seen.append(device) or [])
+    monkeypatch.setattr('vggflow.rewards.check_reward', lambda r, name='', device='': seen.append(device) or []); monkeypatch.setattr('vggflow.doctor.check_device', lambda *a: Check('device', 'ok', ''))
     doctor(reward=f'{here}/r.py:f', device='cuda:1'); doctor(reward=f'{here}/r.py:f'); assert seen == ['cuda:1', 'cuda' if torch.cuda.is_available() else 'cpu']
 
 def test_too_little_memory_names_what_helps(models, monkeypatch):
@@ -56,8 +56,8 @@ def test_too_little_memory_names_what_helps(models, monkeypatch):
         assert c.status == status and 'computed, not measured' in c.found and ('--micro-batch 1' in c.remedy and '--gradient-checkpointing' in c.remedy) == (status == 'failed')
 
 def test_nothing_fails_where_nothing_is_wrong(models):
-    checks = doctor(model=models['no_t5'], reward='redness', prompts=['a cat','an owl'], resolution=16, batch_size=2, out='run')
-    assert {'python','torch','diffusers','transformers','accelerate','peft','torchvision','device','launch','hub','model','reward','prompts','method','disk','memory'} == {c.name for c in checks}
+    checks = doctor(model=models['no_t5'], reward='redness', prompts=['a cat','an owl'], resolution=16, batch_size=2, out='run', correction='adapter', lora_dropout=.1, eval_prompts=4, stop_on=['collapse'])
+    assert {'python','torch','diffusers','transformers','accelerate','peft','torchvision','device','launch','hub','model','reward','prompts','method','settings','sizes','disk','memory'} == {c.name for c in checks}
     assert not [c for c in checks if c.status == 'failed'] and 'nothing failed' in report(checks) and not Path('run').exists()
     assert all('\n' not in c.found+c.remedy for c in checks) and json.dumps([vars(c) for c in checks])
 
@@ -65,11 +65,13 @@ def broken(models, here, how):
     d = here/'m'; shutil.copytree(models['whole'], d)
     if how == 'no vae': shutil.rmtree(d/'vae')
     if how == 'no weights': [f.unlink() for f in (d/'transformer').glob('*.safetensors')]
+    if how == 'cut off': f = d/'vae'/'diffusion_pytorch_model.safetensors'; f.write_bytes(f.read_bytes()[:-9])
+    if how == 'a shard is missing': (d/'transformer'/'x.safetensors.index.json').write_text('{"weight_map": {"a": "x-2.safetensors"}}')
     if how == 'no config': (d/'text_encoder'/'config.json').unlink()
     if how == 'other class': f = d/'model_index.json'; f.write_text(f.read_text().replace('StableDiffusion3Pipeline', 'FluxPipeline'))
     return d
 
-@pytest.mark.parametrize('how,says', [('no vae', 'vae'), ('no weights', 'no weights'), ('no config', 'text_encoder/config.json'), ('other class', 'FluxPipeline')])
+@pytest.mark.parametrize('how,says', [('no vae', 'vae'), ('no weights', 'no weights'), ('cut off', 'vae/diffusion_pytorch_model.safetensors is damaged'), ('a shard is missing', 'x-2.safetensors is missing'), ('no config', 'text_encoder/config.json'), ('other class', 'FluxPipeline')])
 def test_a_broken_model_folder(models, here, how, says):
     bad = failed(model=broken(models, here, how)); assert list(bad) == ['model'] and says in bad['model'].found
 
@@ -87,6 +89,18 @@ def test_adapters(models, here):
     (dict(options=dict(clop=1)), 'method', 'clop'), (dict(device='cuda:9'), 'device', 'sees no CUDA')])
 def test_each_fault_under_its_name(kw, name, says, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False); bad = failed(**kw); assert list(bad) == [name] and says in bad[name].found
+
+@pytest.mark.parametrize('kw,name,says', [(dict(steps=3, transitions=5), 'settings', 'at most the 3 steps'), (dict(method='DRaFT', steps=3), 'settings', 'k of DRaFT'), (dict(updates=0), 'settings', 'updates must be at least 1'),
+    (dict(lr=-1.), 'settings', 'lr must be positive'), (dict(ema=1.), 'settings', 'ema'), (dict(optimizer='sgd'), 'settings', 'unknown optimizer'), (dict(sample_every=2), 'settings', 'out='), (dict(resolution=17), 'sizes', 'multiple of 4'), (dict(resolution=4096), 'sizes', 'up to'),
+    (dict(correction='transfomer'), 'sizes', 'correction must be'), (dict(lora_rank=0), 'sizes', 'lora_rank'), (dict(lora_dropout=1.), 'sizes', 'lora_dropout'), (dict(taesd='/no/taesd'), 'sizes', '/no/taesd'), (dict(lora_targets=['no_such_layer']), 'sizes', 'no_such_layer'), (dict(beta=-1.), 'method', 'beta'), (dict(options=dict(beta='abc')), 'method', 'abc'),
+    (dict(device='gpu', reward='redness'), 'device', 'unknown device'), (dict(device='cuda', reward='redness'), 'device', 'sees no CUDA')])
+def test_what_a_run_refuses_the_doctor_refuses(models, kw, name, says, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False); bad = failed(**{**dict(model=models['no_t5'], batch_size=2, resolution=16), **kw}); assert list(bad) == [name] and says in bad[name].found
+
+def test_an_option_that_no_run_has():
+    with pytest.raises(ValueError, match="did you mean 'lora_rank'"): doctor(lora_rnk=3)
+    with pytest.raises(ValueError, match='unknown dtype'): doctor(dtype='fp17')
+    assert list(failed(lora_rank=0)) == ['sizes']   # of the emoji world's model, where none is named
 
 def test_a_reward_that_cannot_be_used(here):
     (here/'r.py').write_text('def shape(x, p): return x.mean()\ndef nan(x, p): return x.mean((1,2,3))*float("nan")\ndef flat(x, p): return x.detach().mean((1,2,3))\n')

@@ -150,6 +150,54 @@ def test_scores_are_kept_for_the_same_reward_and_images_only(tmp_path):
     Image.new('RGB', (8,8)).save(image_file(tmp_path/'i', 1, 2)); b = score(1.); assert sum(calls) == 40 and b[6] == 0 and torch.equal(b[:6], a[:6])
     assert checksum(bright) != checksum(lambda x, p: x.mean((1,2,3))*2) and checksum(dict(a=1)) != checksum(dict(a=2)) and checksum(bright) == checksum(bright)
 
+def test_a_score_knows_what_made_it(tmp_path, monkeypatch):
+    "Helpers beside a reward in its file, attributes and any weight of a network, values that a function holds"
+    import importlib.util
+    def reward(text):
+        (tmp_path/'r.py').write_text(text); spec = importlib.util.spec_from_file_location('r', tmp_path/'r.py'); m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m); return m.f
+    a,b = (reward(f'def helper(x): return {k}*x\ndef f(x, p): return helper(x.mean((1,2,3)))\n') for k in (1,2)); one = checksum(reward('def f(x, p): return 1\n')); assert checksum(a) == checksum(b) != one   # the file as it is now
+    class Net(torch.nn.Module):
+        def __init__(self, n=100, scale=1.): super().__init__(); self.big = torch.nn.Linear(n, n); self.scale = scale; torch.nn.init.ones_(self.big.weight)
+    x,y = Net(),Net(); y.load_state_dict(x.state_dict()); assert checksum(x) == checksum(y) != checksum(Net(scale=2.)); y.scale = 2.; assert checksum(x) != checksum(y) and checksum(x, whole=False) == checksum(y, whole=False)
+    y.scale = 1.; y.eval(); assert checksum(x) == checksum(y)
+    with torch.no_grad(): y.big.weight[37,41] += 1e-6
+    assert checksum(x) != checksum(y) and checksum(x.bfloat16()) != checksum(y)
+    from vggflow.rewards import WeightedSum
+    held = lambda k: (lambda x, p: k*x.mean((1,2,3))); assert checksum(held(1)) == checksum(held(1)) != checksum(held(2)) and checksum(WeightedSum((bright, 1.))) != checksum(WeightedSum((held(1), 1.)))
+
+def test_what_is_damaged_is_drawn_again_or_named(tmp_path):
+    flow = Toy(); draw_images(tmp_path/'i', flow, PS, **KW); good = everything(tmp_path/'i'); f = image_file(tmp_path/'i', 1, 2); f.write_bytes(f.read_bytes()[:60]); files = saved_images(tmp_path/'i')
+    with pytest.raises(ValueError, match='00002.png is no whole image'): read_images(files['b'])
+    draw_images(tmp_path/'i', flow, PS, **KW); assert everything(tmp_path/'i') == good
+    for text in ('{"prompts"', '[]'):
+        (tmp_path/'i'/'drawn.json').write_text(text)
+        with pytest.raises(ValueError, match='drawn.json is damaged.*remove') as e: draw_images(tmp_path/'i', flow, PS, **KW)
+        assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match="'a' .*stands there twice"): draw_images(tmp_path/'j', flow, ['a','b','a'], **KW)
+    assert not (tmp_path/'j').exists()
+
+def test_sets_that_cannot_be_compared_are_refused_before_scoring(tmp_path):
+    def make(name, n=2, size=8, prompts=('a','b')):
+        for i,_ in enumerate(prompts):
+            for k in range(n): f = image_file(tmp_path/name, i, k); f.parent.mkdir(parents=True, exist_ok=True); Image.new('RGB', (size,8), (k,i,0)).save(f)
+        return saved_images(tmp_path/name, prompts)
+    def never(x, p): raise AssertionError('scored')
+    go = lambda base, **kw: evaluate_sets(tmp_path/'o', dict(finetuned=make('f'), base=base), dict(reward=never), dict(perceptual=blocks), progress=False, **kw)
+    for base,says in ((make('g', size=9), '9 x 8 pixels'), (make('h', n=1), 'need 2 of each'), (make('k', prompts=('a',)), 'of 1 prompts'), (make('l', prompts=('a','c')), "prompt 'c'")):
+        with pytest.raises(ValueError, match=says) as e: go(base)
+        assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='stands there twice'): make('m', prompts=('a','a'))
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
+    (tmp_path/'file').touch(); go = lambda cache: Evaluator(Toy(), bright, PS, 4, 3, features=dict(perceptual=blocks), cache=cache)
+    with pytest.warns(RuntimeWarning, match='VGGFLOW_CACHE'): ev = go(tmp_path/'file'/'cache')
+    assert torch.equal(ev.base['one'], go(tmp_path/'ok').base['one'])
+
+@pytest.mark.parametrize('kw,says', [(dict(device='cuda:7'), 'is not here'), (dict(device='gpu'), 'unknown device'), (dict(dtype='int'), 'bfloat16, float16 or float32'), (dict(dtype='fp17'), 'bfloat16, float16 or float32')])
+def test_where_and_how_a_model_is_loaded(kw, says):
+    with pytest.raises(ValueError, match=says) as e: load_model(**kw)
+    assert '\n' not in str(e.value)
+
 def test_saved_images_of_others(tmp_path):
     for k,p in enumerate(('an owl','a cat')):
         for i in range(3+k): (tmp_path/p).mkdir(exist_ok=True); Image.new('RGB', (8,8), (40*k,i,0)).save(tmp_path/p/f'{i}.jpg')
@@ -186,6 +234,7 @@ def test_numbers_of_one_image_a_prompt():
     "Diversity and distances need two; the rest does not"
     s = [dict(reward=torch.tensor([float(i)]), alignment=torch.tensor([.1]), **{'feature.perceptual': torch.rand(1,4)}) for i in range(3)]
     assert set_numbers(s, s, s) == dict(reward=1., reward_std=pytest.approx((2/3)**.5), alignment=pytest.approx(.1), alignment_std=pytest.approx(0, abs=1e-6))
+    flow = Toy(); assert Evaluator(flow, bright, PS[:1], 1, 3, features=dict(perceptual=blocks), cache=False)(flow) == dict(reward=pytest.approx(.5, abs=.1), reward_std=0.) and flow.drawn == [1]
 
 def test_on_a_tiny_stable_diffusion(tmp_path):
     "Base and finetuned of a pipeline from disk: equal before the adapter learns, and the alignment of CLIP features"

@@ -1,5 +1,5 @@
 "The run directory: resume, refusal, faults."
-import json, subprocess, sys
+import json, signal, subprocess, sys, warnings
 from importlib.util import find_spec
 from pathlib import Path
 import pytest, torch
@@ -244,3 +244,165 @@ def test_samples_along_the_way():
     torch.manual_seed(0); flow = GaussianFlow([0.], .6); seen = []
     finetune(flow, linear, ReFL(), FinetuneConfig(updates=5, batch_size=2, sample_every=2), progress=False, samples=lambda f, u: seen.append(u))
     assert seen == [0, 2, 4, 5]
+
+
+# ---------------------------------------------------------------- told to end, folders of others, settings of another type
+
+class Told(VGGFlow):
+    "VGG-Flow that gets a signal, or an error, in the middle of an update"
+    at, how = 5, None
+    def prepare(self, *args):
+        got = super().prepare(*args); Told.at -= 1
+        if Told.at == 0: Told.how()
+        return got
+
+
+Told.__name__ = 'VGGFlow'
+
+
+def interrupt(): raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('how,error', [(interrupt, KeyboardInterrupt), (lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt), (lambda: signal.raise_signal(signal.SIGTERM), SystemExit)], ids=['raised', 'SIGINT', 'SIGTERM'])
+@pytest.mark.parametrize('at', [1, 4])
+def test_told_to_end_keeps_every_update(tmp_path, at, how, error):
+    "No checkpoint is due before the end; what is kept goes on to the last bit, and handlers are as before"
+    kw = dict(save_every=100, ema=.5); whole, h = run(tmp_path/'a', **kw); Told.at, Told.how = at, how
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(error) as e: run(tmp_path/'b', Told(), **kw)
+    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] and (error is KeyboardInterrupt or e.value.code == 143)
+    assert [int(p.name) for p in checkpoints(tmp_path/'b/checkpoints')] == ([at-1] if at > 1 else [])
+    again, h2 = run(tmp_path/'b', **kw)
+    assert same(whole, again) and [r['loss'] for r in h.rows] == [r['loss'] for r in h2.rows]
+
+
+def test_a_signal_while_a_step_is_taken_waits_for_its_end(tmp_path, monkeypatch):
+    whole, _ = run(tmp_path/'a', save_every=100); F = sys.modules['vggflow.finetune']
+    def told(self):   # between the step and its row
+        if self.update == 2: signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(F._Run, 'follow_average', told)
+    with pytest.warns(RuntimeWarning, match='ended after update 3'), pytest.raises(SystemExit): run(tmp_path/'b', save_every=100)
+    monkeypatch.undo(); assert [r['update'] for r in read_rows(tmp_path/'b/metrics.jsonl')] == [1, 2, 3]
+    assert same(whole, run(tmp_path/'b', save_every=100)[0])
+
+
+def test_a_non_finite_update_keeps_the_state_before_it(tmp_path):
+    whole, _ = run(tmp_path/'a', save_every=100)
+    class Blows(VGGFlow):
+        n = 0
+        def loss_on(self, *args):
+            Blows.n += 1; loss, logs = super().loss_on(*args)
+            return (loss*float('inf') if Blows.n == 4 else loss), logs
+    Blows.__name__ = 'VGGFlow'
+    with pytest.raises(FloatingPointError, match='update 4: the loss is inf.*a lower lr.*name a new out'): run(tmp_path/'b', Blows(), save_every=100)
+    assert [p.name for p in checkpoints(tmp_path/'b/checkpoints')] == ['000003']
+    with pytest.warns(RuntimeWarning, match='goes on'): again, _ = run(tmp_path/'b', save_every=100)
+    assert same(whole, again)
+    torch.manual_seed(0)
+    with pytest.raises(FloatingPointError, match="see what the reward 'test_a_non_finite.*broken' does"):
+        def broken(x, p=None): return x.sum(-1)*float('nan')
+        finetune(GaussianFlow([0.], .6), broken, ReFL(), FinetuneConfig(updates=1, batch_size=2), progress=False)
+
+
+def test_a_first_attempt_that_came_to_nothing_frees_its_folder(tmp_path):
+    Dies.at = 1
+    with pytest.raises(Killed): run(tmp_path, Dies(), lr=1.)
+    (tmp_path/'eval.jsonl').write_text('{"update": 0, "x": 1}\n')
+    _, h = run(tmp_path, lr=1e-3); assert len(h.rows) == 6 and not h.evals and json.loads((tmp_path/'config.json').read_text())['config']['lr'] == 1e-3
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'lora', 'config.json'])
+def test_files_of_something_else_are_let_be(tmp_path, name):
+    if name == 'lora': (tmp_path/name).mkdir()
+    else: (tmp_path/name).write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match=f'{name}.*choose another folder') as e: run(tmp_path)
+    assert '\n' not in str(e.value) and [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_record_says_about_a_run_counts_where_both_say_it(tmp_path):
+    go = lambda about, out=tmp_path/'a', **kw: finetune(GaussianFlow([0.], .6), linear, ReFL(), FinetuneConfig(updates=1, batch_size=2), out=out, progress=False, about=about, **kw)
+    go(None); go(dict(reward='r')); go(dict(sources={'m.py':'1'})); record = json.loads((tmp_path/'a/config.json').read_text())
+    assert record['about'] == dict(reward='r', sources={'m.py':'1'})
+    with pytest.raises(ValueError, match="about.sources.m.py: '1' ≠ '2'"): go(dict(sources={'m.py':'2'}))
+    other = lambda x, prompts=None: -x.sum(-1)
+    with pytest.raises(ValueError, match='reward: .linear. ≠'): finetune(GaussianFlow([0.], .6), other, ReFL(), FinetuneConfig(updates=1, batch_size=2), out=tmp_path/'a', progress=False, about=dict(reward='r'))
+    def called(text): r = lambda x, prompts=None: x.sum(-1); r.__qualname__ = text; return r   # as weighted sums are
+    for text in ('mine.py:f=2', '/there/mine.py:f=2'): finetune(GaussianFlow([0.], .6), called(text), ReFL(), FinetuneConfig(updates=1, batch_size=2), out=tmp_path/'b', progress=False, about=dict(reward='mine.py:f=2.0'))
+
+
+@pytest.mark.parametrize('kw,says', [(dict(updates='2'), "updates must be a whole number, got '2'"), (dict(batch_size=2.), 'batch_size must be a whole number, got 2.0'), (dict(steps=True), 'steps must be a whole number'),
+    (dict(lr='x'), 'lr must be a number'), (dict(lr=float('nan')), 'lr must be finite'), (dict(grad_clip=-1.), 'grad_clip must be at least 0'), (dict(grad_clip=float('inf')), 'grad_clip must be finite'),
+    (dict(weight_decay=-.1), 'weight_decay must be at least 0'), (dict(shift=0.), 'shift must be positive'), (dict(log_to=3), 'log_to must be a name'), (dict(optimizer=1), 'optimizer must be text')], ids=str)
+def test_settings_of_another_type_are_named(kw, says):
+    with pytest.raises(ValueError, match=says): FinetuneConfig(**kw)
+    FinetuneConfig(lr=1, grad_clip=0, log_to=['a'])
+
+
+def test_no_clipping_is_clipping_at_a_norm_out_of_reach():
+    off, far, near = (run(None, grad_clip=c)[0] for c in (0, 1e9, 1e-9)); assert same(off, far) and not same(off, near)
+
+
+# ---------------------------------------------------------------- a run from names: cards, commands, what is known before the model
+
+TINY = dict(reward='mine.py:bright', prompts='a.txt', method='ReFL', updates=1, batch_size=2, steps=2, eval_every=0, lora_rank=2, progress=False)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "A working directory with a tiny model, a reward and prompts"
+    from tiny_sd3 import make_tiny_sd3
+    monkeypatch.chdir(tmp_path); make_tiny_sd3(tmp_path/'tiny', t5=False); (tmp_path/'a.txt').write_text('a cat\nan owl\n')
+    (tmp_path/'mine.py').write_text('def bright(images, prompts): return images.mean((1,2,3))\n'); return tmp_path
+
+
+def test_a_card_with_a_model_is_of_stable_diffusion_3(here, monkeypatch, capsys):
+    "And its command means the same elsewhere, follows what may change, and tells another run before the model is loaded"
+    from vggflow import train
+    from vggflow.sd3 import SD3Flow
+    (here/'card.json').write_text(json.dumps({**TINY, 'model':'tiny', 'out':'run'})); assert train.main(['card.json']) == 0
+    said = lambda: json.loads((here/'run/command.json').read_text()); first = said(); record = json.loads((here/'run/config.json').read_text())
+    assert first['world'] == 'sd3' and first['reward'] == f'{here}/mine.py:bright' and [first[k] for k in ('model','out','prompts')] == [str(here/n) for n in ('tiny','run','a.txt')]
+    assert record['flow']['model'] == 'tiny' and set(record['about']) == {'reward','sources','weights'} and record['prompts'] == ['a cat','an owl'] and (here/'run/lora').is_dir()
+    (here/'else').mkdir(); monkeypatch.chdir(here/'else'); assert train.main(['../run/command.json']) == 0   # the same run
+    kw = {**first, 'updates':2, 'micro_batch':1, 'progress':False}; train.run(**kw); assert said() == {**first, 'updates':2, 'micro_batch':1}
+    def loads(*args, **kw): raise AssertionError('the model was loaded')
+    monkeypatch.setattr(SD3Flow, 'from_pretrained', loads)
+    for more,says in ((dict(lr=.5), 'config.lr'), (dict(method='VGG-Flow', transitions=2), 'method.name'), (dict(lora_rank=4), 'flow.lora_rank'), (dict(reward='redness'), 'about.reward'), (dict(model=str(here/'other')), 'flow.model')):
+        with pytest.raises(ValueError, match=f'holds another run .*{says}'): train.run(**{**kw, **more})
+    (here/'mine.py').write_text('def bright(images, prompts): return -images.mean((1,2,3))\n')
+    with pytest.raises(ValueError, match='about.sources.mine.py'): train.run(**kw)
+    with pytest.raises(ValueError, match='holds a run already'): train.run(**kw, resume=False)
+    assert said() == {**first, 'updates':2, 'micro_batch':1}
+
+
+def test_a_model_goes_with_its_world(monkeypatch):
+    from vggflow import train
+    seen = []; monkeypatch.setitem(train.WORLDS, 'sd3', lambda reward, **kw: seen.append((reward, kw['model'])) or train.WORLDS['gaussian']('linear'))
+    train.build(model='m'); assert seen == [('aesthetic','m')] and train.world_of('') == 'emoji' and train.world_of('', 'm') == 'sd3' and train.world_of('gaussian') == 'gaussian'
+    with pytest.raises(ValueError, match="model='m' goes with the world 'sd3', not with 'emoji'"): train.run('emoji', model='m')
+
+
+def test_no_command_is_written_over_something_else(tmp_path):
+    from vggflow.train import note_command
+    kw = dict(world='gaussian', out=str(tmp_path/'a'), updates=3, progress=False); path = tmp_path/'a/command.json'
+    note_command(kw); note_command({**kw, 'updates':4}); assert json.loads(path.read_text())['updates'] == 4   # an attempt before any work
+    for text in ('{"build": "make all"}', 'ls'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match='is not the command of a run'): note_command(kw)
+        assert path.read_text() == text
+    (tmp_path/'b').mkdir(); (tmp_path/'b/metrics.jsonl').write_text('{}\n')
+    with pytest.raises(ValueError, match='holds metrics.jsonl and no config.json'): note_command({**kw, 'out':str(tmp_path/'b')})
+    assert [p.name for p in (tmp_path/'b').iterdir()] == ['metrics.jsonl']
+
+
+def test_what_is_missing_is_said_before_a_world_is_built(tmp_path, monkeypatch):
+    from vggflow import train
+    def builds(*args, **kw): raise AssertionError('the world was built')
+    monkeypatch.setitem(train.WORLDS, 'gaussian', builds)
+    if not find_spec('bitsandbytes'):
+        with pytest.raises(ImportError, match='needs bitsandbytes'): train.run('gaussian', optimizer='adamw-8bit')
+    if not torch.cuda.is_available():
+        for world in ('emoji', 'sd3'):
+            with pytest.raises(ValueError, match="device 'cuda' is not here"): train.build(world, device='cuda', prompts=['a'], **(dict(model='m', reward='redness') if world == 'sd3' else {}))

@@ -284,6 +284,21 @@ def test_bad_options_are_refused_in_one_line(make, says):
     assert says in str(e.value) and '\n' not in str(e.value)
 
 
+@pytest.mark.parametrize('name,kw,says', [('VGG-Flow', dict(mu='abc'), "mu must be a number, got 'abc'"), ('VGG-Flow', dict(clip='abc'), 'clip must be a number'), ('VGG-Flow', dict(value_lr='abc'), 'value_lr must be a number'),
+    ('VGG-Flow', dict(correction='maybe'), "correction must be true or false, got 'maybe'"), ('VGG-Flow', dict(beta=float('nan')), 'beta must be a number'), ('VGG-Flow', dict(mode=3), 'mode must be text'), ('VGG-Flow', dict(value_lr=-1.), 'value_lr must be at least 0'),
+    ('VGG-Flow', dict(clip=1.5), 'clip is a quantile in (0, 1], got 1.5'), ('AM', dict(clip=0), 'clip is a quantile in (0, 1], got 0'), ('DRaFT', dict(k='abc'), 'k must be a number'), ('DRaFT', dict(k=1.5), 'k must be a whole number'),
+    ('ReFL', dict(last='abc'), 'last must be a number'), ('ReFL', dict(relu=2), 'relu must be true or false'), ('ReFL', dict(last=True), 'last must be a number')], ids=str)
+def test_options_of_another_type_are_refused_when_the_method_is_made(name, kw, says):
+    with pytest.raises(ValueError) as e: make_method(name, **kw)
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+
+def test_options_as_a_command_line_says_them():
+    m = make_method('VGG-Flow', correction='False', reuse='no', clip='none', beta=2); assert not m.learn and not m.reuse and m.clip is None and m.hyper == VGGFlow(beta=2, correction=False).hyper
+    d = make_method('DRaFT', lv='false', checkpointed='yes', relu=1); assert (d.lv, d.checkpointed, d.relu) == (0, True, True) and make_method('DRaFT', lv=2).lv == 2 and make_method('DRaFT', lv=True).lv == 1
+    assert make_method('VGG-Flow').hyper == VGGFlow().hyper and make_method('VGG-Flow', eta='t').hyper['eta'] == 't'
+
+
 def step(method, flow=None, b=None):
     flow = flow or mixture(); method.setup(flow, wave)
     return method.double().loss(flow, wave, b or batch_of(flow))[0].item()

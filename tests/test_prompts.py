@@ -27,14 +27,23 @@ def test_names_files_and_prompts_together(here):
     assert load_prompts('animals') == SIMPLE_ANIMALS and load_prompts(None) == load_prompts([]) == load_prompts('') == [] and len(load_prompts('emoji')) == 24
     assert load_prompts('animals', 5) == [SIMPLE_ANIMALS[i*9] for i in range(5)] and load_prompts('a (b.c) 3.5', 7) == ['a (b.c) 3.5']
 
+def test_a_file_that_is_there_is_a_file(here, monkeypatch):
+    "Whatever its suffix; what is none and looks like none is a prompt"
+    monkeypatch.chdir(here); (here/'sets'/'bare').write_text('two\n'); pd = '{"prompt": "x"}\n'
+    for f,text in (('P.TXT', 'x\n'), ('notes', 'x\n'), ('A.CSV', 'id,prompt\n1,x\n'), ('B.JSONL', pd)): write(here/f, text); assert load_prompts(f) == ['x']
+    assert load_prompts('A.CSV:prompt') == ['x'] and load_prompts('@bare') == ['two'] and load_prompts('a cat: asleep') == ['a cat: asleep'] and load_prompts('x'*500) == ['x'*500]
+    with pytest.raises(ValueError, match='limit must be at least 0'): load_prompts('animals', -1)
+
 def test_the_folder_of_a_clone(here, monkeypatch):
     monkeypatch.delenv('VGGFLOW_PROMPTS'); monkeypatch.delenv('VGGFLOW_ROOT', raising=False); (here/'experiments.toml').touch(); (here/'deep').mkdir(); monkeypatch.chdir(here/'deep')
     assert P.prompts_folder() == here/'data'/'prompts'
 
 @pytest.mark.parametrize('spec,says', [('animal', "did you mean 'animals'"), ('drawbnch', "did you mean 'drawbench'"), ('@no.txt', 'no file of prompts'), ('/no/where.csv', 'no file of prompts'), ('{}/e.csv', 'no column'),
-    ('{}/e.csv:caption', "no column 'caption'"), ('{}/f.txt', 'no prompts in'), ('{}/g.json', 'holds a dict'), ('{}/h.txt', 'UTF-8'), ('{}/i.jsonl', 'cannot be read')])
+    ('{}/e.csv:caption', "no column 'caption'"), ('{}/f.txt:caption', 'it has no column'), ('{}/NO.TXT', 'no file of prompts'), ('{}/j.jsonl', 'row 2 of .* has no column'), ('{}/k.jsonl', 'row 2 of .* is a str'), ('{}/e.csv:n', None), ('{}/l.jsonl', 'a prompt is text'), ('{}/f.txt', 'no prompts in'), ('{}/g.json', 'holds a dict'), ('{}/h.txt', 'UTF-8'), ('{}/i.jsonl', 'cannot be read')])
 def test_one_line_for_what_cannot_be_read(here, spec, says):
     write(here/'e.csv', 'id,n\n1,2\n'); write(here/'f.txt', '\n \n'); write(here/'g.json', '{"a": 1}'); (here/'h.txt').write_bytes(b'\xff\xfe\xff'); write(here/'i.jsonl', 'no json')
+    for k,v in dict(j='{"prompt": "a"}\n{"text": "b"}', k='{"prompt": "a"}\n"b"', l='{"prompt": 3}').items(): write(here/f'{k}.jsonl', v)
+    if says is None: assert load_prompts(spec.format(here)) == ['2']; return
     with pytest.raises((ValueError, OSError), match=says) as e: load_prompts(spec.format(here))
     assert '\n' not in str(e.value)
 

@@ -1,5 +1,5 @@
 "The rewards: the paper's three through their loaders, on tiny networks made on the spot, and the emoji world's three"
-import copy, json, os, random
+import copy, json, os, random, sys
 from types import SimpleNamespace
 from vggflow.torchvision_cpu import cure; cure() # before transformers meets torchvision
 import numpy as np, pytest, torch, torch.nn.functional as F
@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-from vggflow.rewards import (CLIP_MEAN, CLIP_STD, REWARDS, AestheticReward, ClipReward, HPSv2Reward, ImageReward, PickScoreReward, affine_head, check_reward, clip_pixels,
+from vggflow.rewards import (CLIP_MEAN, CLIP_STD, REWARDS, AestheticReward, ClipReward, HPSv2Reward, ImageReward, PickScoreReward, affine_head, check_reward, clip_pixels, reward_identity, with_paths,
                              clip_state, fitted, get_reward, parse_reward)
 
 SIZE, WIDTH, PROMPTS = 28, 24, ['a cat', 'an owl', 'a cat on a blue background']
@@ -387,6 +387,23 @@ def test_plugins(tmp_path, monkeypatch, pictures):
     for bad,says in [(at+':light', 'light'), (f'{tmp_path}/broken.py:f', 'division by zero'), (f'{tmp_path}/none.py:f', 'no file'), ('nomodule:f', 'nomodule'), ('nigh', "did you mean 'night'")]:
         with pytest.raises(ValueError, match=says) as e: get_reward(bad)
         assert '\n' not in str(e.value)
+
+def test_a_module_in_the_working_directory(tmp_path, monkeypatch, pictures):
+    (tmp_path/'beside_me.py').write_text('def dark(images, prompts=None): return -images.mean((1,2,3))\n'); monkeypatch.chdir(tmp_path); monkeypatch.setattr('sys.path', [p for p in sys.path if p not in ('', str(tmp_path))])
+    close(get_reward('beside_me:dark')(pictures[1]), -pictures[1].mean((1,2,3)), 1e-6)
+    with pytest.raises(ValueError, match="'no_such_module'"): get_reward('no_such_module:dark')
+
+def test_every_term_of_a_sum_gives_one_number_per_image(tmp_path, pictures):
+    (tmp_path/'mine.py').write_text('def scalar(images, prompts=None): return images.mean()\ndef number(images, prompts=None): return 1.\ndef column(images, prompts=None): return images.mean((1,2,3))[:,None]\n')
+    for name,says in (('scalar', r'shape \(\)'), ('number', 'a float'), ('column', r'shape \(3, 1\)')):
+        r = get_reward(f'redness=1,{tmp_path}/mine.py:{name}=.5')
+        with pytest.raises(ValueError, match=f"'{name}' of a sum returned {says} for 3 images"): r(pictures[1], PROMPTS)
+
+def test_identity_of_a_reward_is_its_text_and_its_source(tmp_path, monkeypatch):
+    f = tmp_path/'mine.py'; f.write_text('def a(images, prompts=None): return images.mean((1,2,3))\n'); monkeypatch.chdir(tmp_path); (tmp_path/'clip').mkdir(); whole = f'{f}:a=0.5, clip@{tmp_path}/clip#v1=2'
+    one = reward_identity(whole); assert one == reward_identity('mine.py:a=.5,clip@clip#v1=2.0') and one['reward'] == 'mine.py:a=0.5,clip@clip#v1=2.0' and reward_identity('redness') == dict(reward='redness=1.0')
+    f.write_text(f.read_text()+'#\n'); assert reward_identity(whole)['sources'] != one['sources']
+    assert with_paths('mine.py:a=0.5, clip@clip#v1=2,m:f,p@openai/x', lambda p: f'/x/{p}') == '/x/mine.py:a=0.5,clip@/x/clip#v1=2,m:f,p@/x/openai/x'
 
 def test_published_ids_are_pinned(monkeypatch):
     "The known commit is asked for, another where one is named, and none for a folder"

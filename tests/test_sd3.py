@@ -1,5 +1,5 @@
 "The adapter for Stable Diffusion 3, on the emoji pipeline and on a random one with other settings"
-import math, pytest, torch
+import json, math, pytest, torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, StableDiffusion3Pipeline, SD3Transformer2DModel
 from huggingface_hub import errors as hub
 from tiny_sd3 import make_tiny_sd3, make_tiny_taesd
@@ -265,6 +265,28 @@ def test_from_a_pipeline_object(tiny):
 def test_wrong_options_are_refused(tiny, options, text):
     if options.get('device') and torch.cuda.is_available(): pytest.skip('there is a GPU')
     with pytest.raises(ValueError, match=text): reload(tiny['t5'], **{k: tiny['t5']/'vae' if v=='VAE' else v for k,v in options.items()})
+
+def test_wrong_options_are_found_before_the_weights(tiny, monkeypatch):
+    def loads(*args, **kw): raise AssertionError('weights were loaded')
+    monkeypatch.setattr(StableDiffusion3Pipeline, 'from_pretrained', loads); five = make_tiny_taesd(tiny['root']/'five-early', channels=5)
+    for options,text in [(dict(image_size=15), 'multiple of 4 up to 32'), (dict(lora_rank=0), 'lora_rank'), (dict(lora_rank='8'), "lora_rank.*'8'"), (dict(lora_dropout=1.), 'lora_dropout'), (dict(correction='unet'), "'transformer' or 'adapter'"),
+        (dict(correction_layers=0), 'correction_layers must be at least 1, got 0'), (dict(lora_targets=['to_w','attn.q']), r"\['to_w', 'attn.q'\] match no layer.*attn.to_q"), (dict(lora_targets='attn.to_q'), 'match no layer'),
+        (dict(taesd=five), '5 channels'), (dict(taesd=tiny['t5']/'vae'), 'not an AutoencoderTiny'), (dict(device='gpu'), "unknown device 'gpu'")]:
+        with pytest.raises(ValueError, match=text) as e: reload(tiny['t5'], **options)
+        assert '\n' not in str(e.value)
+    with pytest.raises(AssertionError, match='loaded'): reload(tiny['t5'], lora_targets=['attn.to_q','attn.to_w'], image_size=8)
+
+def test_other_weights_of_the_same_name_are_another_run(tiny, tmp_path):
+    "Transformer and decoder are told from others; the adapter and its correction are not part of it, and neither is the device's precision of what is asked"
+    f,g = reload(tiny['t5'], lora_rank=2, correction='adapter'),reload(tiny['sd35'], lora_rank=2); mark = f.fingerprint(); pale = lambda x, p: x.mean((1,2,3))
+    torch.nn.init.ones_(f.trainable_parameters()[0]); f.make_correction(); del f._marks; assert f.fingerprint() == mark != g.fingerprint() and set(mark) == {'weights'}
+    t = reload(tiny['t5'], taesd=make_tiny_taesd(tmp_path/'tiny')).fingerprint(); assert t['weights'] == mark['weights'] and t['taesd'] != reload(tiny['t5'], taesd=make_tiny_taesd(tmp_path/'other', seed=1)).fingerprint()['taesd']
+    def go(flow): return finetune(flow, pale, ReFL(), FinetuneConfig(updates=1, batch_size=2, steps=2), out=tmp_path/'run', prompts=TWO, progress=False)
+    go(reload(tiny['t5'], lora_rank=2)); assert lora_settings(tmp_path/'run/lora')['lora_rank'] == 2   # written without `train.run`
+    other = reload(tiny['t5'], lora_rank=2)
+    with torch.no_grad(): other.transformer.proj_out.weight.mul_(1.01)
+    with pytest.raises(ValueError, match='holds another run .about.weights'): go(other)
+    record = tmp_path/'run/config.json'; said = json.loads(record.read_text()); del said['about']; record.write_text(json.dumps(said)); go(other)   # an old record does not say
 
 def test_other_models_are_refused(tiny):
     with pytest.raises(ValueError, match='5 channels'): reload(tiny['t5'], taesd=make_tiny_taesd(tiny['root']/'five', channels=5))

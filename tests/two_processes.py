@@ -104,6 +104,23 @@ def faults(ps)->dict:
     return said
 
 
+def told(ps, folder)->dict:
+    "A signal that reaches the second process only, in its third update"
+    kw = dict(updates=5, save_every=100, ema=.5); whole = gaussian(VGGFlow(), out=folder/'told-uncut', **kw); m,calls = VGGFlow(),[]
+    own = m.prepare
+    def prepare(*args):
+        calls.append(1)
+        if len(calls)==3 and ps.rank==1: signal.raise_signal(signal.SIGTERM)
+        return own(*args)
+    m.prepare,code = prepare,None
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: gaussian(m, out=folder/'told-cut', **kw)
+        except SystemExit as e: code = e.code
+    kept = sorted(int(p.name) for p in (folder/'told-cut/checkpoints').glob('[0-9]*')); ps.acc.wait_for_everyone()   # before the first one goes on
+    return dict(code=code, kept=kept, whole=whole, again=gaussian(VGGFlow(), out=folder/'told-cut', **kw))
+
+
 def noise(ps)->dict:
     "The rows of every process"
     g = torch.Generator().manual_seed(0); flow = GaussianFlow([0.,0.], 1.)
@@ -148,7 +165,7 @@ def two(folder):
     "What each of two finds"
     ps = Processes(launched())
     out = dict(n=ps.n, both=both(folder), micro={n: gaussian(m(), micro_batch=3, forward_batch=3) for n,m in ANALYTIC.items()},
-               interrupted=interrupted(folder), faults=faults(ps), noise=noise(ps))
+               interrupted=interrupted(folder), faults=faults(ps), told=told(ps, folder), noise=noise(ps))
     out['drawing'],out['judged'] = drawing(ps, loaded(folder)),judged(ps, loaded(folder))
     out['card'] = train.main([str(folder/'card.json'), '--out', str(folder/'card2')])
     os.environ['ACCELERATE_USE_FSDP'] = 'true'   # what configs/accelerate/fsdp2.yaml sets

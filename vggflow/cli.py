@@ -7,7 +7,7 @@ __all__ = ['finetune', 'sample', 'evaluate', 'doctor', 'export', 'prompts', 'fig
            'collect', 'equations', 'claims', 'parser', 'main']
 
 # %% ../nbs/29_cli.ipynb #282de82f
-import argparse, json, os, sys
+import argparse, contextlib, json, os, sys
 from pathlib import Path
 
 # %% ../nbs/29_cli.ipynb #2d31d205
@@ -19,8 +19,25 @@ def _option(text):
     "Name and value of a method's option, as name=value"
     k,eq,v = text.partition('=')
     if not eq or not k: raise argparse.ArgumentTypeError(f'{text!r} is not of the form name=value')
-    try: return k,json.loads(v)
+    words = dict(true=True, yes=True, false=False, no=False, none=None)
+    try: return k,words[v.lower()] if v.lower() in words else json.loads(v)
     except ValueError: return k,v
+
+# %% ../nbs/29_cli.ipynb #417c144d
+def _number(least):
+    "A whole number from `least` on"
+    def number(text):
+        n = int(text)
+        if n<least: raise argparse.ArgumentTypeError(f'must be at least {least}, got {n}')
+        return n
+    number.__name__ = 'int'   # what argparse calls it
+    return number
+
+def _dtype(text):
+    "The full name of a dtype"
+    known = dict(bf16='bfloat16', fp16='float16', fp32='float32'); name = known.get(text.lower(), text.lower())
+    if name not in known.values(): raise argparse.ArgumentTypeError(f'unknown dtype {text!r}: use bfloat16 (bf16), float16 (fp16) or float32 (fp32)')
+    return name
 
 def _prompts(a):
     "The prompts that were asked for; None where none were"
@@ -29,35 +46,78 @@ def _prompts(a):
     return load_prompts(a.prompts, a.limit)
 
 # %% ../nbs/29_cli.ipynb #57130991
+def _try_method(a, kw):
+    "Make the method once, so that a value of a wrong type is said by the name of its option"
+    from vggflow.train import method_of
+    try: method_of(kw['world'], a.method, a.beta or 0., kw.get('options'))
+    except (TypeError, KeyError) as e: raise ValueError(f"{a.method} cannot have the options {kw.get('options')} ({e}): see --option NAME=VALUE; numbers are written as in 0.8") from None
+
 def finetune(a):
     "Finetune a model towards a reward and write a run directory"
+    if not a.out: raise ValueError('where to? Give --out, a folder for the run; called again on it, the run goes on')
+    from vggflow.sd3 import check_device, quietly
     from vggflow.train import note_command, run, say_end
+    check_device(a.device)
     kw = _said(a); kw.setdefault('world', 'sd3' if a.model else 'emoji'); ps = _prompts(a)
     if 'options' in kw: kw['options'] = dict(kw['options'])
     if ps: kw['prompts'] = ps
+    _try_method(a, kw)
     note_command(kw)   # what `evaluate --run` reads, and a card for `python -m vggflow.train`
-    say_end(run(**kw))
-    if a.out and os.environ.get('RANK', '0')=='0': print(f"run directory: {a.out}")
+    with quietly() if a.progress is False else contextlib.nullcontext(): say_end(run(**kw))
+    if os.environ.get('RANK', '0')=='0': print(f"run directory: {a.out}")
 
 # %% ../nbs/29_cli.ipynb #f6aa16f1
+def _read(file):
+    "A JSON file of a run; nothing where there is none"
+    from vggflow.evaluate import read_json
+    return read_json(file, 'copy it again, or name --model and --lora in place of --run') if file.exists() else {}
+
+def _record(folder)->dict:
+    "What config.json of a run says"
+    record = _read(folder/'config.json'); bad = next((k for k in ('flow','config','method') if not isinstance(record.get(k, {}), dict)), None)
+    if bad: raise ValueError(f"{folder/'config.json'} is damaged (its {bad!r} is no object): copy it again, or name --model and --lora in place of --run")
+    return record
+
 def _recorded(folder, model)->dict:
     "What the record of a run says of its pipeline and sampler: for a run that was made in Python"
     from vggflow.doctor import part_config
-    file = folder/'config.json'; record = json.loads(file.read_text(encoding='utf8')) if file.exists() else {}
-    flow,config = record.get('flow', {}),record.get('config', {})
+    record = _record(folder); flow,config = record.get('flow', {}),record.get('config', {})
     said = {k: d[k] for d,names in ((flow, ('guidance_scale','revision','max_sequence_length','correction','correction_layers')), (config, ('steps','shift'))) for k in names if d.get(k) is not None}
     if 'latent_size' in flow: said['image_size'] = flow['latent_size']*2**(len(part_config(model, 'vae')['block_out_channels'])-1)
     return {**said, **({'prompts':record['prompts']} if record.get('prompts') else {})}
 
 # %% ../nbs/29_cli.ipynb #b4a19b32
-def _of_run(folder, model=''):
-    "Parameters of a run directory, and where its adapter is; what does not say its parameters needs the name of a model"
+def _of_run(folder, model='', lora='')->dict:
+    "Parameters of a run directory; what does not say its parameters needs the name of a model"
     folder = Path(folder); there = [f for f in (folder/'command.json', folder/'card.json') if f.exists()]
     if not folder.is_dir(): raise FileNotFoundError(f'no run directory {str(folder)!r}')
-    said = json.loads(there[0].read_text(encoding='utf8')) if there else {}; said = said.get('parameters', said) or (_recorded(folder, model) if model else {})
-    if not (folder/'lora').is_dir(): raise FileNotFoundError(f'{folder} holds no finished run, it has no lora/: let it end (vggflow finetune --out {folder} resumes it), or name an adapter by --lora')
+    said = _read(there[0]) if there else {}; said = said.get('parameters', said) or (_recorded(folder, model) if model else {})
+    if not lora: _place_of(folder)
     if not said and not model: raise ValueError(f'{folder} does not say its settings, it has no command.json and no card.json: name its --model; guidance, size and steps are then read from its config.json')
-    return said,folder/'lora'
+    return {**_as_drawn(folder), **{k:v for k,v in said.items() if v is not None}}
+
+# %% ../nbs/29_cli.ipynb #26f53157
+def _as_drawn(folder)->dict:
+    "What the command does not say where the default depends on the machine, and the prompts themselves"
+    record = _record(folder); flow = record.get('flow') or {}
+    return {**(dict(dtype=flow.get('dtype', 'float32'), vae_tiling=flow.get('vae_tiling', False)) if flow else {}), **(dict(drawn_prompts=record['prompts']) if record.get('prompts') else {})}
+
+def _place_of(folder):
+    "Where a run's adapter is: lora/, or its last checkpoint where it has not ended"
+    from vggflow.checkpoint import checkpoints
+    done = checkpoints(folder/'checkpoints') if 'lora_rank' in (_record(folder).get('flow') or {}) else []
+    if (folder/'lora').is_dir() or done: return folder/'lora' if (folder/'lora').is_dir() else done[-1]
+    again = f'python -m vggflow.train {folder/"command.json"}' if (folder/'command.json').exists() else 'the same command'
+    raise FileNotFoundError(f'{folder} holds no finished run, it has no lora/ and no checkpoint: let it end ({again} goes on with it), or name an adapter by --lora')
+
+def _adapter_of(folder)->tuple:
+    "A run's adapter: (its folder, {}, None), or from a checkpoint ('', settings, weights)"
+    from vggflow.checkpoint import load_checkpoint
+    folder = Path(folder); place = _place_of(folder); flow = _record(folder).get('flow') or {}
+    if place.name=='lora': return place,{},None
+    update,parts = load_checkpoint(place)
+    print(f'{folder} has not ended, it has no lora/: the adapter is that of its checkpoint at update {update}', file=sys.stderr, flush=True)
+    return '',{k: flow[k] for k in ('lora_rank','lora_alpha','lora_targets') if k in flow},parts.get('ema') or parts['flow']
 
 # %% ../nbs/29_cli.ipynb #ba687602
 _pipes = ('image_size','revision','max_sequence_length','variant','local_files_only')
@@ -70,11 +130,14 @@ def _settings(said, names, a=None):
 def _model_of(a):
     "The flow that --model, --lora and --run name, and the run's parameters"
     from vggflow.evaluate import load_model
-    said,lora = _of_run(a.run, a.model) if getattr(a, 'run', '') else ({},a.lora or '')
-    model = a.model or said.get('model') or ''; usual = 1. if getattr(a, 'run', '') else 5. if model else 2.   # a run's is what it says, or 1
-    kw = dict(guidance_scale=a.guidance_scale if a.guidance_scale is not None else said.get('guidance_scale', usual), **_settings(said, _pipes, a))
+    run = getattr(a, 'run', ''); said = _of_run(run, a.model, a.lora) if run else {}
+    model = a.model or said.get('model') or ''; usual = 1. if run else 5. if model else 2.   # a run's is what it says, or 1
+    kw = dict(guidance_scale=a.guidance_scale if a.guidance_scale is not None else said.get('guidance_scale', usual), **_settings(said, (*_pipes,'vae_tiling'), a))
     if not model and said.get('world', 'emoji')!='emoji': raise ValueError(f"{a.run} is a run of world {said['world']!r}" + (': name its --model' if said['world']=='sd3' else ', which has no images'))
-    return load_model(model, a.lora or lora, a.dtype or '', a.device or '', **kw),said
+    lora,own,state = (a.lora or '',{},None) if a.lora or not run else _adapter_of(run)
+    flow = load_model(model, lora, a.dtype or said.get('dtype') or '', a.device or '', **kw, **own)
+    if state: flow.load_trainable_state(state)
+    return flow,said
 
 # %% ../nbs/29_cli.ipynb #d76cec7c
 def sample(a):
@@ -83,16 +146,19 @@ def sample(a):
     from PIL import Image
     from vggflow.evaluate import draw_jobs
     from vggflow.plots import grid
-    if Path(a.out).exists() and not a.force: raise FileExistsError(f"{a.out} exists; name another with --out, or pass --force")
+    out = Path(a.out); Image.init()
+    if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE: raise ValueError(f"--out {a.out}: images are not written as {out.suffix or 'a file without a suffix'}; use .png or .jpg")
+    if a.compare and not (a.lora or a.run): raise ValueError('--compare puts the finetuned model beside its base: name an adapter, --lora FOLDER or --run DIR')
+    if out.exists() and not a.force: raise FileExistsError(f"{a.out} exists; name another with --out, or pass --force")
     a.prompts = [*a.prompt, *(a.prompts or [])]; ps = _prompts(a)
     if not ps: raise ValueError('nothing to draw: give a prompt, for example vggflow sample "a cat", or --prompts')
     flow,said = _model_of(a); times = flow.times(a.steps or said.get('steps') or 20, a.shift if a.shift is not None else said.get('shift')); jobs = [(p,i) for p in range(len(ps)) for i in range(a.n)]; sides = []
     for base in ((True,False) if a.compare else (not (a.lora or a.run),)):
-        out = [draw_jobs(flow, ps, jobs[k:k+a.batch_size], times, a.seed, base) for k in range(0, len(jobs), a.batch_size)]
-        sides.append(torch.cat(out).unflatten(0, (len(ps), a.n)))
+        drawn = [draw_jobs(flow, ps, jobs[k:k+a.batch_size], times, a.seed, base) for k in range(0, len(jobs), a.batch_size)]
+        sides.append(torch.cat(drawn).unflatten(0, (len(ps), a.n)))
     images = torch.cat(sides, 1).flatten(0, 1); columns = a.n*len(sides) if len(ps)>1 or a.compare else min(a.n, 8)
     im = Image.fromarray((grid(images, columns=columns, pad=0)*255).round().astype('uint8')); k = a.scale or max(1, 128//images.shape[-1])
-    im.resize((im.width*k, im.height*k), Image.NEAREST).save(a.out)
+    out.parent.mkdir(parents=True, exist_ok=True); im.resize((im.width*k, im.height*k), Image.NEAREST).save(out)
     print(f"{a.out}: {a.n} x {', '.join(map(repr, ps[:3]))}{' …' if len(ps)>3 else ''}" + (' (left: base, right: finetuned, from the same noise)' if a.compare else ''))
 
 # %% ../nbs/29_cli.ipynb #73c777fa
@@ -103,7 +169,15 @@ def _rewards_of(a, said, device):
     first = first_reward(said.get('world', 'emoji')) if 'world' in said or not (a.model or a.images) else ''   # a run without a name had the first of its world
     specs = a.reward or [said.get('reward') or first]
     if not specs[0]: raise ValueError('which reward? Give --reward, for example --reward pickscore clip')
-    return {'reward' if len(specs)==1 else s: load_any_reward(s, device) for s in specs},specs
+    return {'reward' if len(specs)==1 else s: _measurable(load_any_reward(s, device), s, device) for s in dict.fromkeys(specs)},specs
+
+def _measurable(reward, name, device):
+    "`reward`, once it gave a number for each of two images; a gradient is not needed here"
+    from vggflow.rewards import check_reward
+    try: check_reward(reward, name=name, device=device)
+    except ValueError as e:
+        if 'grad' not in str(e): raise
+    return reward
 
 def _sets_of(a, flow, said, prompts):
     "Draw what is not drawn yet: name -> {prompt: files}"
@@ -125,34 +199,40 @@ def _extractors_of(a, device):
     return fs
 
 # %% ../nbs/29_cli.ipynb #c8cf9643
+def _own_prompts(a, said)->list:
+    "Prompts of a run, or of the emoji world; each once, as many as --limit says"
+    from vggflow.prompts import evenly, load_prompts
+    own = said.get('drawn_prompts') or said.get('prompts') or []
+    if isinstance(own, str): own = load_prompts(own)
+    if not own and not a.model and not a.images: from vggflow.emoji import prompts as own
+    return evenly(list(dict.fromkeys(own)), a.limit)
+
 def evaluate(a):
     "Reward, diversity, alignment and distance to the base model, from saved or fresh images"
     import torch
     from vggflow.evaluate import evaluate_sets, saved_images
+    from vggflow.sd3 import check_device
     if not (a.model or a.lora or a.run or a.images): raise ValueError('what is to be evaluated? Give --lora FOLDER (with --model), --run DIR or --images DIR')
     if a.images and (a.model or a.lora or a.run): raise ValueError('--images evaluates images that are there: leave --model, --lora and --run out')
     if not a.out: raise ValueError('where to? Give --out, a folder; called again on it, the evaluation goes on')
-    said = _of_run(a.run, a.model)[0] if a.run else {}; a.model = a.model or said.get('model') or None
-    prompts = _prompts(a) or said.get('prompts') or []
-    if isinstance(prompts, str): from vggflow.prompts import load_prompts; prompts = load_prompts(prompts)
-    device = a.device or ('cuda' if torch.cuda.is_available() and (a.model or a.images) else 'cpu'); rewards,specs = _rewards_of(a, said, device); fs = _extractors_of(a, device)
+    said = _of_run(a.run, a.model, a.lora) if a.run else {}; a.model = a.model or said.get('model') or None
+    if a.images_per_prompt==1 and a.perceptual!='none': raise ValueError('--images-per-prompt 1 gives no diversity and no distances: give at least 2, or --perceptual none')
+    prompts = _prompts(a) or _own_prompts(a, said)
+    device = a.device or ('cuda' if torch.cuda.is_available() and (a.model or a.images) else 'cpu'); check_device(device); rewards,specs = _rewards_of(a, said, device); fs = _extractors_of(a, device)
     if a.images: sets = {k: saved_images(d, prompts, a.images_per_prompt or 0) for k,d in (('finetuned',a.images), ('base',a.reference), ('base-again',a.floor)) if d}
     else:
-        flow,_ = _model_of(a)
-        if not prompts:
-            if a.model: raise ValueError('which prompts? Give --prompts, for example --prompts drawbench')
-            from vggflow.emoji import prompts
-        sets = _sets_of(a, flow, said, list(prompts))
+        if not prompts: raise ValueError('which prompts? Give --prompts, for example --prompts drawbench')
+        flow,_ = _model_of(a); sets = _sets_of(a, flow, said, list(prompts))
     r = evaluate_sets(a.out, sets, rewards, fs, progress=not a.quiet, device=device, about=dict(reward=specs, model=a.model or '', lora=str(a.lora or a.run or ''), seed=a.seed))
     for k,v in r['sets'].items(): print(f'{k}: ' + ', '.join(f'{n} {x:.4g}' for n,x in v.items()))
     print(f"{a.out}/evaluation.json, {a.out}/sheet.png")
 
 # %% ../nbs/29_cli.ipynb #39ec6fba
 def doctor(a):
-    "Check everything that a run needs before it starts; exit status 1 if anything failed"
+    "Check everything that a run needs before it starts, by the options of finetune; exit status 1 if anything failed"
     from dataclasses import asdict
     from vggflow.doctor import doctor, report
-    kw = _said(a, 'json', 'image_size'); kw['limit'] = a.limit; kw['options'] = dict(a.options or ())
+    kw = _said(a, 'json', 'image_size', 'resume', 'progress'); kw['limit'] = a.limit; kw['options'] = dict(a.options or ())
     if a.image_size: kw['resolution'] = a.image_size
     checks = doctor(**kw)
     print(json.dumps([asdict(c) for c in checks], indent=1, ensure_ascii=False) if a.json else report(checks))
@@ -162,8 +242,8 @@ def export(a):
     "Write a run's adapter for others: LoRA, value correction and model card"
     from vggflow.export import export_lora
     from vggflow.evaluate import load_model
-    said,lora = _of_run(a.run, a.model); model = a.model or said.get('model') or ''
-    flow = load_model(model, lora, 'bfloat16' if model else 'float32', 'cpu', guidance_scale=said.get('guidance_scale', 1.), **_settings(said, (*_pipes,'correction','correction_layers')))   # the adapter is float32 all the same
+    said = _of_run(a.run, a.model); model = a.model or said.get('model') or ''; lora,own,_ = _adapter_of(a.run)
+    flow = load_model(model, lora, 'bfloat16' if model else 'float32', 'cpu', guidance_scale=said.get('guidance_scale', 1.), **_settings(said, (*_pipes,'correction','correction_layers')), **own)   # the adapter is float32 all the same
     print(export_lora(flow, a.out, run=a.run, force=a.force))
 
 def prompts(a):
@@ -249,7 +329,7 @@ def parser()->argparse.ArgumentParser:
     sub = p.add_subparsers(dest='verb', required=True, metavar='verb', parser_class=_Parser)
     for fn,args in _verbs().items():
         name = fn.__name__; s = group = sub.add_parser(name, help=fn.__doc__, description=fn.__doc__, formatter_class=_Help, epilog=_examples.get(name), aliases=['train'] if name=='finetune' else [])
-        if any(isinstance(arg, str) for arg in args): s.usage = f"%(prog)s {'[prompt ...] ' if name=='sample' else ''}[options]"   # the groups below say which
+        if any(isinstance(arg, str) for arg in args): s.usage = f"%(prog)s {dict(sample='[prompt ...] ', finetune='--out DIR ', evaluate='--out DIR ').get(name, '')}[options]"   # the groups below say which
         for arg in args:
             if isinstance(arg, str): group = s.add_argument_group(arg)
             else: group.add_argument(*arg[0], **arg[1])
@@ -275,7 +355,7 @@ _examples = dict(
   vggflow evaluate --images my_images --reference base_images --reward aesthetic --out numbers""",
     doctor="""examples:
   vggflow doctor                                                          this installation
-  vggflow doctor --model ~/sd3 --reward pickscore --prompts drawbench --image-size 512 --micro-batch 1 --gradient-checkpointing""",
+  vggflow doctor --model ~/sd3 --reward pickscore --prompts drawbench --image-size 512 --micro-batch 1 --gradient-checkpointing    a run, by its options""",
     export="""example:
   vggflow export runs/pick published/pick""",
     prompts="""example:
@@ -284,20 +364,20 @@ _examples = dict(
 # %% ../nbs/29_cli.ipynb #d6749bd2
 def _o(*flags, **kw): return flags, kw
 
-def _num(n, t, d, h): return _o(f"--{n.replace('_','-')}", type=t, default=d, help=h, metavar='N' if t is int else 'X')
+def _num(n, t, d, h): return _o(f"--{n.replace('_','-')}", type=t, default=d, help=h, metavar='X' if t is float else 'N')
 
 def _on(n, h): return _o(f"--{n.replace('_','-')}", action='store_true', default=None, help=h)
 
 def _pipeline(*more):
     "Options of every verb that loads a pipeline"
     return ['the model', _o('--model', help='folder or hub id of a Stable Diffusion 3 or 3.5; none: the emoji world'), _num('guidance_scale', float, None, 'classifier-free guidance w in u + w(c - u); 1 is none. By default 1 in training, as in the run afterwards, and without a run 5 (emoji world: 2)'),
-            _o('--image-size', '--resolution', type=int, metavar='N', help="side of the images in pixels; the model's own"), _o('--dtype', help='bfloat16, float16 or float32; default bfloat16 on a GPU'), _o('--device', help='cuda, cuda:1 or cpu'),
+            _o('--image-size', '--resolution', type=_number(1), metavar='N', help="side of the images in pixels; the model's own"), _o('--dtype', type=_dtype, help='bfloat16, float16 or float32 (bf16, fp16, fp32); default that of the run, else bfloat16 on a GPU'), _o('--device', help='cuda, cuda:1 or cpu'),
             _o('--revision', help='commit or branch on the hub'), *more]
 
 def _choice(*more):
     "Options that choose prompts"
     return [_o('--prompts', nargs='+', help='names of sets (animals, drawbench, hpdv2, pickapic), files (.txt, .csv:column, .jsonl), @name in data/prompts, or prompts'),
-            _num('limit', int, 0, 'at most so many prompts, evenly spaced; 0: all'), *more]
+            _num('limit', _number(0), 0, 'at most so many prompts, evenly spaced; 0: all'), *more]
 
 # %% ../nbs/29_cli.ipynb #099a2f22
 def _training():
@@ -327,41 +407,35 @@ def _finetuning():
     "Options of `finetune`"
     return ['what is done', _o('--world', help='gaussian, mixture, emoji or sd3; follows from --model'), _o('--reward', help="name, name@FOLDER, module:function, file.py:function, or a sum 'aesthetic=1,clip=0.5'"), *_choice(),
         *_method(), _num('beta', float, None, '1/lambda; the default of the method'), *_pipeline(), *_training(), *_adapter(),
-        'what is written', _o('--out', help='run directory; called again on it, the run resumes'), _num('save_every', int, None, 'updates between checkpoints (20)'), _num('sample_every', int, None, 'updates between sheets of samples'),
-        _num('eval_every', int, None, 'updates between evaluations (10); 0: none'), _num('eval_prompts', int, 4, 'prompts of an evaluation; 0: all'), _num('images_per_prompt', int, None, 'of an evaluation (16)'),
-        _o('--perceptual', help='features of diversity: efficientnet, dreamsim or none'), _o('--clip', help='folder or hub id of a CLIP for diversity and alignment'),
+        'what is written', _o('--out', metavar='DIR', help='run directory, needed; called again on it, the run resumes'), _num('save_every', int, None, 'updates between checkpoints (20)'), _num('sample_every', int, None, 'updates between sheets of samples'),
+        _num('eval_every', int, None, 'updates between evaluations (10); 0: none'), _num('eval_prompts', int, 4, 'prompts of an evaluation; 0: all'), _num('images_per_prompt', _number(1), None, 'of an evaluation (16)'),
+        _o('--perceptual', help='features of diversity: efficientnet, dreamsim or none'), _o('--clip', help='folder or hub id of a CLIP for diversity and alignment, or none'),
         _o('--stop-on', nargs='*', metavar='SIGN', help='end the run at: hacking divergence collapse non-finite'), _o('--log-to', nargs='+', help='tensorboard, trackio, wandb'),
         _o('--no-resume', dest='resume', action='store_false', default=None, help='refuse a folder that holds a run'), _o('--quiet', dest='progress', action='store_false', default=None, help='no progress bar')]
 
 def _drawing(n):
     "Options of drawing"
-    return [_num('steps', int, None, 'Euler steps (20)'), _num('shift', float, None, "shift of the time grid; the model's own"), _num('seed', int, n, 'of the noise'), _num('batch_size', int, 8, 'images at once')]
+    return [_num('steps', _number(1), None, 'Euler steps (20)'), _num('shift', float, None, "shift of the time grid; the model's own"), _num('seed', _number(0), n, 'of the noise'), _num('batch_size', _number(1), 8, 'images at once')]
 
 def _model_verbs():
     "Function -> its arguments: what works on a model"
-    which = [_o('--lora', help='folder of an adapter'), _o('--run', help='run directory, for model, adapter and settings')]
-    return {doctor: [*_choice(_o('--reward', help='as of finetune'), _o('--lora', help='folder of an adapter')), *_method(), *_pipeline(), *_memory_options(), 'what is written', _o('--out', help='run directory'), _on('json', 'print JSON')],
+    which = [_o('--lora', help='folder of an adapter, also instead of that of --run'), _o('--run', help='run directory, for model, adapter and settings'), _on('vae_tiling', 'decode in tiles; as in the run')]
+    return {doctor: [_on('json', 'print JSON'), _o('--lora', help='folder of an adapter'), *_finetuning()],
         finetune: _finetuning(),
-        sample: [_o('prompt', nargs='*', help='e.g. "a cat"'), *_choice(), *_pipeline(*which), 'drawing', _num('n', int, 1, 'images of each prompt'), *_drawing(0), _on('compare', 'base on the left, finetuned on the right, from the same noise'),
-                 _num('scale', int, None, 'enlarge the pixels; small images to 128'), _o('--out', default='sample.png', help='image file'), _o('--force', action='store_true', help='overwrite the file')],
+        sample: [_o('prompt', nargs='*', help='e.g. "a cat"'), *_choice(), *_pipeline(*which), 'drawing', _num('n', _number(1), 1, 'images of each prompt'), *_drawing(0), _on('compare', 'base on the left, finetuned on the right, from the same noise'),
+                 _num('scale', _number(1), None, 'enlarge the pixels; small images to 128'), _o('--out', default='sample.png', help='image file'), _o('--force', action='store_true', help='overwrite the file')],
         evaluate: _evaluating(which),
         export: [_o('run', help='run directory'), _o('out', help='folder'), _o('--model', help='folder or hub id, if the run does not say'), _o('--force', action='store_true', help='replace files')],
-        prompts: [_o('prompts', nargs='+', help='as --prompts of finetune'), _num('limit', int, 0, 'at most so many')]}
+        prompts: [_o('prompts', nargs='+', help='as --prompts of finetune'), _num('limit', _number(0), 0, 'at most so many')]}
 
 # %% ../nbs/29_cli.ipynb #9c97c033
-def _memory_options():
-    "Options of `doctor` that an estimate needs"
-    return ['the run', _num('batch_size', int, 32, 'samples of an update'), _num('micro_batch', int, 0, 'items with gradients at once; 0: all'), _num('forward_batch', int, 0, 'samples at once without gradients; 0: all'),
-        _num('steps', int, 20, 'Euler steps'), _num('transitions', int, 5, 'of each trajectory'), _num('lora_rank', int, 8, 'of the adapter'), _o('--optimizer', default='adamw', help='adamw, adamw-fused, adamw-8bit'), _num('ema', float, 0., 'decay'),
-        _on('gradient_checkpointing', 'recompute the transformer'), _on('decode_checkpointing', 'recompute the decoder'), _on('local_files_only', 'never ask the hub')]
-
 def _evaluating(which):
     "Options of `evaluate`"
     return ['what is evaluated', *_pipeline(*which)[1:], _o('--images', help='folder of images drawn before, a folder for each prompt'), _o('--reference', help='with --images: images of the base model'),
-        _o('--floor', help='with --images: other images of the base model'), *_choice(), 'drawing', _num('images_per_prompt', int, None, 'of each prompt (16)'), *_drawing(12345), _on('no_base', 'no images of the base model, so no distances'),
+        _o('--floor', help='with --images: other images of the base model'), *_choice(), 'drawing', _num('images_per_prompt', _number(1), None, 'of each prompt (16); diversity needs 2'), *_drawing(12345), _on('no_base', 'no images of the base model, so no distances'),
         _on('no_floor', 'no second set of the base model'), 'numbers', _o('--reward', nargs='+', help='one or several; default that of the run'),
         _o('--perceptual', help='dreamsim, efficientnet or none; default dreamsim, efficientnet in the emoji world'), _o('--clip', help='folder or hub id, or none; default openai/clip-vit-large-patch14'),
-        _o('--out', help='folder of images and numbers; called again on it, the evaluation goes on'), _on('quiet', 'no progress bars')]
+        _o('--out', metavar='DIR', help='folder of images and numbers, needed; called again on it, the evaluation goes on'), _on('quiet', 'no progress bars')]
 
 # %% ../nbs/29_cli.ipynb #d412a5a1
 def _verbs():

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Check', 'tried', 'report', 'check_versions', 'check_torchvision', 'free_memory', 'gb', 'check_device', 'check_launch',
-           'check_hub', 'part_config', 'on_meta', 'count', 'look_at_model', 'say_model', 'lora_fits', 'adapter_size',
-           'Plan', 'memory_estimate', 'check_memory_of', 'check_disk', 'check_prompts_of', 'check_method',
-           'load_any_reward', 'doctor']
+           'check_hub', 'part_config', 'on_meta', 'count', 'check_weights', 'look_at_model', 'say_model', 'lora_fits',
+           'adapter_size', 'Plan', 'memory_estimate', 'check_memory_of', 'check_disk', 'check_prompts_of',
+           'check_method', 'check_loop', 'check_flow', 'load_any_reward', 'doctor']
 
 # %% ../nbs/31_doctor.ipynb #7443d618
-import functools, importlib, json, os, shutil, sys
+import functools, importlib, inspect, json, os, shutil, sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -84,7 +84,9 @@ def gb(n)->str:
 
 def check_device(device:str='', dtype:str='')->Check:
     "The device: a GPU with bfloat16, or the CPU"
-    if device.startswith('cuda') and not torch.cuda.is_available(): return Check('device', 'failed', f'{device} asked for, but torch {torch.__version__} sees no CUDA GPU', 'install a CUDA build of torch, or --device cpu')
+    from vggflow import sd3
+    there = tried('device', lambda: sd3.check_device(device) or '')
+    if there.status=='failed': return there
     free,total,name = free_memory(device); text = f'{name}, {gb(free)} of {gb(total)} free'
     if name=='CPU': return Check('device', 'warning', text, 'Stable Diffusion 3 on a CPU takes hours for one update; the emoji world is made for it')
     bf16 = torch.cuda.is_bf16_supported(); text += f', bfloat16 {"supported" if bf16 else "not supported"}'
@@ -146,6 +148,22 @@ def count(net)->int:
     "How many weights a network has"
     return sum(p.numel() for p in net.parameters())
 
+# %% ../nbs/31_doctor.ipynb #be4d1029
+def check_weights(
+    folder # Of a part of a pipeline, e.g. transformer/
+):
+    "Make sure that a part has its weights, and that no file of them is cut off; of each the header is read"
+    from safetensors import safe_open
+    folder = Path(folder); again = 'copy or download the folder again'
+    for f in folder.glob('*.index*.json'):
+        for name in sorted(set(json.loads(f.read_text()).get('weight_map', {}).values())):
+            if not (folder/name).exists(): raise OSError(f'{folder/name} is missing, {f.name} names it: {again}')
+    if not [f for f in folder.iterdir() if f.suffix in ('.safetensors','.bin')]: raise OSError(f'{folder} has no weights (*.safetensors): {again}')
+    for f in sorted(folder.glob('*.safetensors')):
+        try:
+            with safe_open(f, 'pt'): pass
+        except Exception as e: raise OSError(f'{f} is damaged ({" ".join(str(e).split())}): {again}') from None
+
 # %% ../nbs/31_doctor.ipynb #a733312a
 def look_at_model(
     model, # Folder or hub id
@@ -158,7 +176,7 @@ def look_at_model(
         if not (isinstance(v, list) and v[0] in ('diffusers','transformers','vggflow')) or part.startswith(('tokenizer','scheduler','feature','image_enc')): continue
         configs[part] = part_config(model, part, **hub); nets[part] = on_meta(*v, configs[part])
         d = Path(model)/part
-        if d.is_dir() and not [f for f in d.iterdir() if f.suffix in ('.safetensors','.bin')]: raise OSError(f'{d} has no weights (*.safetensors): copy or download the folder again')
+        if d.is_dir(): check_weights(d)
     for k in ('transformer','vae'):
         if k not in nets: raise OSError(f'{model} has no {k}: give the whole pipeline in the format of diffusers')
     return dict(index=index, nets=nets, configs=configs)
@@ -276,11 +294,28 @@ def check_prompts_of(prompts, limit:int=0)->Check:
     text = f"{len(ps)}: {', '.join(map(repr, [p[:40] for p in ps[:3]]))}{' …' if len(ps)>3 else ''}"
     return Check('prompts', 'warning', text, f'{len(long)} have more than 55 words, and CLIP reads 77 tokens: {long[0][:60]!r} … is cut') if long else Check('prompts', 'ok', text)
 
-def check_method(method:str, options=None, world='emoji')->str:
+def check_method(method:str, options=None, world='emoji', beta:float=0.)->str:
     "The method and its options by name"
     from vggflow.train import method_of
-    m = method_of(world, method, options=options); return f'{type(m).__name__} {m.hyper}'
+    m = method_of(world, method, beta, options); return f'{type(m).__name__} {m.hyper}'
 
+# %% ../nbs/31_doctor.ipynb #2f96fd0c
+def check_loop(given:dict, method:str='', options=None, world='emoji', out='')->str:
+    "The numbers of the loop, and with a method also whether the two go together; raises as the run itself does"
+    from vggflow.train import FinetuneConfig, Processes, check_settings, loop_options, method_of
+    config = FinetuneConfig(**{k:v for k,v in given.items() if k in loop_options})
+    if method: check_settings(config, method_of(world, method, given.get('beta', 0.), options), Processes(), out)
+    return f'batches of {config.batch_size}, {config.steps} steps, learning rate {config.lr:g}'
+
+def check_flow(given:dict, model, revision=None, local_files_only:bool=False)->str:
+    "Adapter, size of the images, kind of the correction and tiny decoder, by the model's configurations; raises as loading it would"
+    from vggflow.sd3 import _check_own
+    own = {'lora_rank':8, 'lora_targets':None, **{k: given[k] for k in ('lora_rank','lora_targets','lora_dropout','correction_layers','taesd') if k in given}}
+    size = given.get('resolution') or given.get('image_size'); kind = given.get('correction')
+    _check_own(model, revision, dict(local_files_only=local_files_only), {**own, 'image_size':size, **(dict(correction=kind) if isinstance(kind, str) else {})})
+    return f"images of {f'{size}²' if size else 'its own size'}, adapter of rank {own['lora_rank']}"
+
+# %% ../nbs/31_doctor.ipynb #cbf3dbc4
 def load_any_reward(reward:str, device:str=''):
     "The reward by its text, on the device"
     from vggflow.rewards import get_reward
@@ -316,21 +351,51 @@ def _check_parts(res, model, lora, reward, device, **hub):
     return seen,r[0]
 
 # %% ../nbs/31_doctor.ipynb #9800d8eb
+def _known(given):
+    "Raise for an option that no run has"
+    from vggflow.sd3 import SD3Flow
+    from vggflow.train import choose, loop_options, run
+    names = {*Plan.__dataclass_fields__, *loop_options, *[p for f in (run, SD3Flow.__init__, SD3Flow.configure, SD3Flow.from_pretrained) for p in inspect.signature(f).parameters]}
+    for k in given: choose(k, names, 'option of a run called')
+
+def _settings(given, method, options, out, model, seen, **hub):
+    "Checks of the method, of the numbers of the loop, and of adapter and sizes"
+    world = given.get('world') or ('sd3' if model else 'emoji')
+    m = tried('method', lambda: check_method(method, options, world, given.get('beta', 0.))); res = [m]
+    res.append(tried('settings', lambda: check_loop(given, '' if m.status=='failed' else method, options, world, out)))
+    of_flow = ('taesd','resolution','image_size','correction','correction_layers','lora_rank','lora_alpha','lora_targets','lora_dropout')
+    if world in ('emoji','sd3') and (seen or not model) and any(k in given for k in of_flow):
+        from vggflow.emoji import asset
+        res.append(tried('sizes', lambda: check_flow(given, model or asset('base'), **hub)))
+    return res
+
+# %% ../nbs/31_doctor.ipynb #6515a27f
+def _plan(given, method, options, seen, prompts)->Plan:
+    "What the memory is estimated from"
+    plan = {k:v for k,v in given.items() if k in Plan.__dataclass_fields__ and not (k=='correction' and isinstance(v, str))}
+    if given.get('image_size'): plan['resolution'] = given['image_size']
+    if seen: plan.setdefault('resolution', seen['configs']['transformer']['sample_size']*2**(len(seen['configs']['vae']['block_out_channels'])-1))
+    own = _of_method(method, options); plan.update({k: own[k] for k in ('transitions',) if k in own})
+    nu = method.lower().replace('-', '')=='vggflow' and (options or {}).get('correction', True)
+    return Plan(**{'correction':bool(nu), 'dtype': 'bfloat16' if torch.cuda.is_available() else 'float32', 'prompts':prompts, **own, **plan})
+
+# %% ../nbs/31_doctor.ipynb #0cb567ef
 def doctor(
     model='', reward:str='', lora='', prompts=(), limit:int=0, method:str='VGG-Flow', options:dict=None, # What the run will have
     out='', device:str='', # Its folder; where it works
     revision=None, local_files_only:bool=False, # For the hub
-    **plan # Others, see `Plan`
+    **given # Other options of the run, and those of `Plan`
 )->list: # `Check`s
     "Look at everything that a run needs, before it starts"
-    hub = dict(revision=revision, local_files_only=local_files_only); remote = bool(model) and not Path(model).exists()
-    res = [*check_versions(), check_torchvision(), check_device(device, plan.get('dtype', '')), tried('launch', lambda: check_launch(plan.get('batch_size', 0))), tried('hub', lambda: check_hub(remote))]
+    from vggflow.sd3 import as_dtype
+    _known(given); given.update({'dtype':str(as_dtype(given['dtype'])).removeprefix('torch.')} if given.get('dtype') else {})
+    hub = dict(revision=revision, local_files_only=local_files_only); remote = bool(model) and not Path(model).exists(); place = check_device(device, given.get('dtype', ''))
+    res = [*check_versions(), check_torchvision(), place, tried('launch', lambda: check_launch(given.get('batch_size', 0))), tried('hub', lambda: check_hub(remote))]
+    if place.status=='failed' and ' free' not in place.found: device = ''   # it is not here: the rest is looked at all the same
     seen,r = _check_parts(res, model, lora, reward, device, **hub); n = 45
     if prompts: res.append(p := tried('prompts', lambda: check_prompts_of(prompts, limit))); n = int(p.found.split(':')[0]) if p.status!='failed' else n
-    res.append(tried('method', lambda: check_method(method, options, 'sd3' if model else 'emoji')))
-    if seen: plan.setdefault('resolution', seen['configs']['transformer']['sample_size']*2**(len(seen['configs']['vae']['block_out_channels'])-1))
-    own = _of_method(method, options); plan.update({k: own[k] for k in ('transitions',) if k in own})
-    plan = Plan(**{'correction': method.lower().replace('-', '')=='vggflow', 'dtype': 'bfloat16' if torch.cuda.is_available() else 'float32', 'prompts':n, **own, **plan})
+    res += _settings(given, method, options, out, model, seen, **hub); fits = not [c for c in res if c.status=='failed' and c.name in ('settings','sizes')]
+    plan = _plan(given, method, options, seen, n)
     res.append(tried('disk', lambda: check_disk(out, plan, seen or None)))
-    if seen: res.append(tried('memory', lambda: check_memory_of(plan, seen, r, device)))
+    if seen and fits: res.append(tried('memory', lambda: check_memory_of(plan, seen, r, device)))
     return res

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['draw', 'AnalyticEvaluator', 'sheet_of', 'write_sheet', 'features_of', 'near', 'by_prompt', 'fingerprint',
            'cache_folder', 'Evaluator', 'effective_number', 'circular_variance', 'ProbeReport', 'extractors',
-           'utility_report', 'evaluator', 'checksum', 'image_noise', 'image_file', 'draw_jobs', 'draw_images',
-           'saved_images', 'read_images', 'score_prompt', 'score_images', 'set_numbers', 'compare_sheet',
-           'evaluate_sets', 'load_model']
+           'utility_report', 'evaluator', 'checksum', 'image_noise', 'read_json', 'is_image', 'image_file', 'draw_jobs',
+           'draw_images', 'saved_images', 'read_images', 'score_prompt', 'score_images', 'set_numbers', 'compare_sheet',
+           'check_sets', 'evaluate_sets', 'load_model']
 
 # %% ../nbs/23_evaluate.ipynb #a75381a9
-import contextlib, hashlib, json, os
+import contextlib, hashlib, inspect, json, os, warnings
+from collections import Counter
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -160,7 +161,7 @@ class Evaluator:
         self.reward,self.prompts,self.n,self.features,self.more = reward,list(prompts),images_per_prompt,features or {},more
         self.how,self.batch_size,self.seed,self.fid,self.sheets = dict(steps=steps, shift=shift),batch_size,seed,fid,sheets
         self.device = getattr(flow, 'device', None)   # for a reward that is a plain function
-        self.base = self._base(flow, cache_folder() if cache is None else cache)
+        self.base = self._base(flow, cache_folder() if cache is None else cache) if self.n>1 else {}   # diversity and distances need two images
     def __call__(self, flow, update=0):
         images,cond = draw(flow, self.prompts, self.n, seed=self.seed, batch_size=self.batch_size, among=self.among, **self.how)
         if images is None: return {}
@@ -184,10 +185,11 @@ def numbers(self:Evaluator,
 )->dict: # name -> float
     "All metrics of a set of images"
     r = self.rewards(images, cond) if r is None else r; images = images.clamp(0,1)
-    res = dict(reward=float(r.mean()), reward_std=float(r.std()))
+    res = dict(reward=float(r.mean()), reward_std=float(r.std()) if len(r)>1 else 0.)
     for k,f in self.features.items():
-        e = features_of(f, images); res[f'{k}_diversity'] = by_prompt(diversity, self.n, e)
-        if k==self.fid: res.update(self._distances(e))
+        if self.n>1:
+            e = features_of(f, images); res[f'{k}_diversity'] = by_prompt(diversity, self.n, e)
+            if k==self.fid: res.update(self._distances(e))
         if hasattr(f, 'similarity'): res['alignment'] = float(torch.cat([f.similarity(near(b, f), c).float().cpu() for b,c in _batches(images, cond)]).mean())
     for fn in self.more: res.update(fn(images, cond))
     return {**res, **(dict(fid_n=self.n, fid_m=self.n) if 'fid' in res else {})}   # without them fid says little
@@ -214,7 +216,9 @@ def _base(self:Evaluator, flow, cache):
     if agreed(lambda: bool(file and file.exists())): return load_file(file) if f else {}
     images = lambda seed: draw(flow, self.prompts, self.n, seed=seed, base=True, batch_size=self.batch_size, among=self.among, **self.how)[0]
     sets = {k: x if x is None else features_of(f, x.clamp(0,1)) for x,k in ((images(self.seed+i),k) for i,k in [(1,'one'),(2,'two')])}
-    if file and f: write_whole(file, lambda t: save_file(sets, t))
+    if file and f:
+        try: write_whole(file, lambda t: save_file(sets, t))
+        except OSError as e: warnings.warn(f'the features of the base model cannot be kept in {file.parent} ({e}): the next run computes them again; set VGGFLOW_CACHE to a folder that can be written', RuntimeWarning)
     return sets
 
 # %% ../nbs/23_evaluate.ipynb #85d97b63
@@ -256,6 +260,7 @@ def extractors(
     from vggflow.metrics import ClipFeatures, DreamSimFeatures, EfficientNetFeatures
     from vggflow.rewards import REVISIONS
     dream = choose(perceptual, ('efficientnet','dreamsim','none'), 'perceptual extractor')=='dreamsim'
+    clip = '' if clip=='none' else clip
     fs = {} if perceptual=='none' else dict(perceptual=DreamSimFeatures(device=device), effnet=EfficientNetFeatures().to(device)) if dream else dict(perceptual=EfficientNetFeatures().to(device))
     return {**fs, 'clip':ClipFeatures(clip, revision=REVISIONS.get(str(clip))).to(device)} if clip else fs
 
@@ -289,35 +294,87 @@ def evaluator(
     if world=='emoji' and judges:
         from vggflow.emoji import load_clip, load_probe
         from vggflow.prompts import ANIMALS
-        feats.setdefault('clip', load_clip())
+        if clip!='none': feats.setdefault('clip', load_clip())
         more = [ProbeReport(load_probe().read, ANIMALS, kw.get('images_per_prompt', 16)), utility_report(reward_name)]
     return Evaluator(flow, reward, prompts, features=feats, more=[f for f in more if f], **kw)
 
 # %% ../nbs/23_evaluate.ipynb #73246300
+def _digest(p):
+    "What names a tensor: all of a small one; of a large one the sum of its bits, exact on any device, and some of its entries"
+    x = p.detach().flatten()
+    if len(x)<=4096: return x.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    bits = x.view({2:torch.int16, 4:torch.int32, 8:torch.int64}.get(x.element_size(), torch.uint8))
+    return bits[::len(bits)//256].cpu().numpy().tobytes()+str(sum(int(b.sum(dtype=torch.int64)) for b in bits.split(2**24))).encode()
+
+def _source(x):
+    "Checksum of the file that a function or class is from; nothing for one of vggflow or of an installed package, whose versions say"
+    try: f = Path(inspect.getsourcefile(x) or '')
+    except (TypeError, OSError): return ''
+    own = f.is_file() and not {'site-packages','dist-packages'} & set(f.parts) and Path(__file__).parent not in f.parents
+    return sha256(f) if own else ''
+
+def _plain(x):
+    "Numbers and texts among the attributes of a module and its parts"
+    return {k: {a: v for a,v in sorted(vars(m).items()) if a!='training' and isinstance(v, (int,float,str))} for k,m in x.named_modules()}
+
+# %% ../nbs/23_evaluate.ipynb #e1ee4d91
 def checksum(
-    *things # Tensors, modules, dicts of them, functions, anything with a repr
+    *things, # Tensors, modules, dicts of them, functions, anything with a repr
+    whole:bool=True # Of modules also the source file, the settings and adapters; False: the frozen weights alone
 )->str: # Hexadecimal
-    "A name for contents: tensors by their bytes, modules by their small parameters and the shapes of all"
+    "A name for contents: tensors by their bytes, modules by a digest of each parameter, functions by their code and the file that they are from"
     h = hashlib.sha256(); say = lambda s: h.update(str(s).encode())
+    def code(x):
+        say((x.__qualname__, x.__code__.co_code.hex(), [c for c in x.__code__.co_consts if isinstance(c, (int,float,str))], _source(x), repr(x.__defaults__)))
+        for k,v in [(k,v) for d in inspect.getclosurevars(x)[:2] for k,v in d.items()]:
+            if isinstance(v, (int,float,str,torch.Tensor,torch.nn.Module)): say(k); add(v)
+        if getattr(x, '__self__', None) is not None: add(x.__self__)
+    def module(x):
+        say(type(x).__name__)
+        if whole: say((sorted({_source(type(m)) for m in x.modules()}), _plain(x)))
+        for t in getattr(x, 'terms', ()): say(t[1:]); add(t[0]) if not isinstance(t[0], torch.nn.Module) else None   # a sum: its weights, and its functions
+        for k,p in [*x.named_parameters(), *x.named_buffers()]:
+            if whole or 'lora_' not in k: say((k, tuple(p.shape), p.dtype)); h.update(_digest(p))   # a flow's adapter has a checksum of its own
     def add(x):
         if isinstance(x, torch.Tensor): say(x.dtype); h.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(x, torch.nn.Module):
-            say((type(x).__name__, [t[1:] for t in getattr(x, 'terms', ())]))   # weights of a sum
-            for k,p in [*x.named_parameters(), *x.named_buffers()]:
-                if 'lora_' in k: continue   # the adapter has a checksum of its own
-                say((k, tuple(p.shape)))
-                if p.numel()<=4096: add(p)
-        elif isinstance(x, dict):
-            for k in sorted(x): say(k); add(x[k])
-        elif hasattr(x, '__code__'): say((x.__qualname__, x.__code__.co_code.hex(), [c for c in x.__code__.co_consts if isinstance(c, (int,float,str))]))
-        else: say(getattr(x, '__qualname__', None) or repr(x))
+        elif isinstance(x, torch.nn.Module): module(x)
+        elif isinstance(x, dict): [(say(k), add(x[k])) for k in sorted(x)]
+        elif hasattr(x, '__code__'): code(x)
+        else: say((getattr(x, '__qualname__', None) or repr(x), _source(x if isinstance(x, type) else type(x))))
     for x in things: add(x)
     return h.hexdigest()[:20]
 
+# %% ../nbs/23_evaluate.ipynb #5493128b
 def image_noise(flow, prompt:str, *numbers)->torch.Tensor:
     "Noise (1, ...) of one image, from numbers alone: seed, prompt, image"
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])>>1
     return flow.prior(1, [prompt], generator=torch.Generator().manual_seed(seed))
+
+# %% ../nbs/23_evaluate.ipynb #9ee9c070
+def read_json(
+    path, # A JSON file
+    remedy:str, # What helps where it is damaged
+    kind=dict # What it must hold, a class or a tuple of classes
+):
+    "What a JSON file holds; raises a one-line `ValueError` that names it"
+    try: x = json.loads(Path(path).read_text(encoding='utf8'))
+    except ValueError as e: raise ValueError(f'{path} is damaged ({e}): {remedy}') from None
+    if not isinstance(x, kind): raise ValueError(f'{path} is damaged (it holds a {type(x).__name__}): {remedy}')
+    return x
+
+def is_image(
+    path # A file, or none
+)->bool: # Whether it is there and whole
+    "Look at a saved image, checksums and all"
+    from PIL import Image
+    try: Image.open(path).verify(); return True
+    except (OSError, SyntaxError): return False
+
+def _once(prompts, folder):
+    "`prompts`; each must stand there once, as its images are kept under it"
+    twice = next((p for p,n in Counter(prompts).items() if n>1), None)
+    if twice is not None: raise ValueError(f'the prompt {twice!r} of {folder} stands there twice: name each prompt once, with as many images as both had')
+    return prompts
 
 # %% ../nbs/23_evaluate.ipynb #8885a3c0
 def image_file(folder, prompt:int, image:int)->Path:
@@ -334,7 +391,7 @@ def _png(x): # (3,H,W) in [0,1]
 def _claim(folder, record):
     "Note what draws into a folder, or make sure that it is the same"
     file = folder/'drawn.json'; record = json.loads(json.dumps(record))
-    old = json.loads(file.read_text(encoding='utf8')) if file.exists() else record
+    old = read_json(file, f'remove {folder}, and it is drawn again') if file.exists() else record
     diff = [k for k in record if old.get(k)!=record[k]]
     if diff: raise ValueError(f"{folder} holds images of another {' and '.join(diff)}: name another --out, or remove that folder")
     write_whole(file, _dump(record))
@@ -369,12 +426,12 @@ def draw_images(
     batch_size:int=8, # Images at once
     progress:bool=True # Show a bar
 ):
-    "Draw images into a folder, one file each; a batch that is there is not drawn again"
-    folder,times = Path(folder),flow.times(steps, shift); about = {k:v for k,v in getattr(flow, 'describe', dict)().items() if not base or k in ('model','guidance_scale')}
-    _claim(folder, dict(model={**about, 'base':base}, weights=checksum(flow, {} if base else flow.trainable_state()), times=times.tolist(), seed=seed, prompts=list(prompts)))
+    "Draw images into a folder, one file each; a batch that is there, and whole, is not drawn again"
+    _once(prompts, folder); folder,times = Path(folder),flow.times(steps, shift); about = {k:v for k,v in getattr(flow, 'describe', dict)().items() if not base or k in ('model','guidance_scale')}
+    _claim(folder, dict(model={**about, 'base':base}, weights=checksum(flow, {} if base else flow.trainable_state(), whole=False), times=times.tolist(), seed=seed, prompts=list(prompts)))
     jobs = [(p,i) for p in range(len(prompts)) for i in range(n)]
     for part in _bar([jobs[k:k+batch_size] for k in range(0, len(jobs), batch_size)], progress, f'drawing {folder.name}'):
-        if all(image_file(folder, *j).exists() for j in part): continue
+        if all(is_image(image_file(folder, *j)) for j in part): continue
         for j,x in zip(part, draw_jobs(flow, prompts, part, times, seed, base)): write_whole(image_file(folder, *j), _png(x))
 
 # %% ../nbs/23_evaluate.ipynb #f4559746
@@ -390,8 +447,8 @@ def saved_images(
     if not subs: raise FileNotFoundError(f'no images in {folder}: it needs a folder for each prompt, for example {image_file(folder, 0, 0)}')
     for k in ('drawn.json','prompts.json'):
         if not prompts and (folder/k).exists():
-            said = json.loads((folder/k).read_text(encoding='utf8')); prompts = said['prompts'] if isinstance(said, dict) else said
-    prompts = list(prompts) or [d.name for d in subs]
+            said = read_json(folder/k, f'write a JSON list of the prompts, in the order of the folders, or give them', (dict,list)); prompts = said.get('prompts') or () if isinstance(said, dict) else said
+    prompts = _once(list(prompts), folder) or [d.name for d in subs]
     if len(prompts)!=len(subs): raise ValueError(f'{len(subs)} folders of images in {folder}, but {len(prompts)} prompts: give one prompt for each, in their order')
     files = {p: pictures(d) for p,d in zip(prompts, subs)}; least = min(map(len, files.values()))
     if n>least: raise ValueError(f'{n} images of each prompt asked for, but a folder in {folder} has {least}')
@@ -401,7 +458,10 @@ def saved_images(
 def read_images(files)->torch.Tensor: # (n,3,H,W) in [0,1]; raises `ValueError` where sizes differ
     "Read images of one prompt"
     from PIL import Image
-    xs = [torch.from_numpy(np.array(Image.open(f).convert('RGB'))).permute(2,0,1) for f in files]
+    def pixels(f):
+        try: return np.array(Image.open(f).convert('RGB'))
+        except (OSError, SyntaxError) as e: raise ValueError(f'{f} is no whole image ({" ".join(str(e).split())}): remove it and draw it again, or copy it again') from None
+    xs = [torch.from_numpy(pixels(f)).permute(2,0,1) for f in files]
     if len({x.shape for x in xs})>1: raise ValueError(f'images of different sizes in {Path(files[0]).parent}: make them one size')
     return torch.stack(xs).float()/255
 
@@ -462,6 +522,26 @@ def compare_sheet(sets:dict, rows:int=8, columns:int=4): # numpy array, uint8
     gap = np.full((each[0].shape[0], 8, 3), 255, np.uint8)
     return np.concatenate([b for a in each for b in (a,gap)][:-1], axis=1)
 
+# %% ../nbs/23_evaluate.ipynb #3fbcf29b
+def check_sets(
+    sets:dict, # name -> {prompt: files}
+    distances:bool=True # Whether distances to 'base' are wanted
+):
+    "Raise a one-line `ValueError` where sets of images cannot be compared, before anything is scored"
+    from PIL import Image
+    first,size = next(iter(sets)),None
+    for name,files in sets.items():
+        if len(files)!=len(sets[first]): raise ValueError(f'{name} has the images of {len(files)} prompts, {first} of {len(sets[first])}: give sets of the same prompts')
+        other = next((b for a,b in zip(sets[first], files) if a!=b), None)
+        if other is not None: raise ValueError(f'{name} has the prompt {other!r} where {first} has another: give sets of the same prompts, or the prompts of both by --prompts')
+        for f in (f for fs in files.values() for f in fs):
+            try: own = Image.open(f).size
+            except (OSError, SyntaxError): raise ValueError(f'{f} is no image: remove it and draw it again, or copy it again') from None
+            size = size or own
+            if own!=size: raise ValueError(f'{f} has {own[0]} x {own[1]} pixels, other images {size[0]} x {size[1]}: make all of one size')
+        least = min(map(len, files.values()))
+        if distances and 'base' in sets and least<2: raise ValueError(f'{name} has {least} image of a prompt, and distances between sets need 2 of each: draw more, or evaluate without a reference')
+
 # %% ../nbs/23_evaluate.ipynb #65b3acf9
 def evaluate_sets(
     out, # Folder of scores, evaluation.json and sheet.png
@@ -474,7 +554,7 @@ def evaluate_sets(
 )->dict: # What evaluation.json holds
     "Score sets of images and write the numbers, prompt by prompt too"
     from PIL import Image
-    out = Path(out); fid = fid or ('effnet' if 'effnet' in features else 'perceptual')
+    out = Path(out); fid = fid or ('effnet' if 'effnet' in features else 'perceptual'); check_sets(sets, fid in features)
     scores = {k: score_images(out/'scores'/k, files, rewards, features, batch_size, progress, device) for k,files in sets.items()}
     base,floor = scores.get('base'),scores.get('base-again')
     numbers = lambda pick: {k: set_numbers(pick(s), pick(base) if base and k!='base' else None, pick(floor) if floor else None, fid) for k,s in scores.items() if k!='base-again'}
@@ -494,8 +574,9 @@ def load_model(
 ): # A FlowModel
     "A model with its adapter"
     from vggflow import emoji, sd3
-    device = device or ('cuda' if model and torch.cuda.is_available() else 'cpu'); dtype = dtype or ('bfloat16' if device.startswith('cuda') else 'float32')
-    kw = {**(sd3.lora_settings(lora) if lora else {}), **{k:v for k,v in kw.items() if v is not None}, 'dtype':getattr(torch, choose(dtype, ('float32','bfloat16','float16'), 'dtype')), 'device':device}
+    device = device or ('cuda' if model and torch.cuda.is_available() else 'cpu'); sd3.check_device(device); dtype = dtype or ('bfloat16' if device.startswith('cuda') else 'float32')
+    if sd3.as_dtype(dtype) not in (torch.float32,torch.bfloat16,torch.float16): raise ValueError(f'dtype is bfloat16, float16 or float32, got {dtype!r}')
+    kw = {**(sd3.lora_settings(lora) if lora else {}), **{k:v for k,v in kw.items() if v is not None}, 'dtype':sd3.as_dtype(dtype), 'device':device}
     with sd3.quietly(): flow = sd3.SD3Flow.from_pretrained(model, **kw) if model else emoji.load_flow(**kw)
     if lora: flow.load_lora(lora)
     return flow

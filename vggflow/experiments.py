@@ -711,7 +711,8 @@ def readme()->str: # Markdown
     from nbconvert import MarkdownExporter
     nb = nbformat.read(project_root()/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if not c.source.startswith(('#| hide','#|hide'))]
-    return MarkdownExporter().from_notebook_node(nb)[0].replace('../figures/', 'figures/').replace('../data/', 'data/').strip()+'\n'
+    text = MarkdownExporter().from_notebook_node(nb)[0].replace('../figures/', 'figures/').replace('../data/', 'data/')
+    return re.sub(r'\]\((\w+\.ipynb)\)', r'](nbs/\1)', text).strip()+'\n'
 
 # %% ../nbs/20_experiments.ipynb #376eafd7
 if __name__ == '__main__' and '__file__' in globals() and sys.argv[1:]==['readme']: write_text(project_root()/'README.md', readme())

@@ -6,7 +6,7 @@
 __all__ = ['read_run', 'correction_settings', 'save_correction', 'load_correction', 'base_name', 'model_card', 'export_lora']
 
 # %% ../nbs/16_export.ipynb #a11a22c8
-import json, shutil
+import json, re, shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from safetensors.torch import load_file, save_file
@@ -17,6 +17,19 @@ from .sd3 import SD3Flow
 from .value import ValueGradient
 
 # %% ../nbs/16_export.ipynb #1415928b
+def _settings(run):
+    "What config.json says, and the reward as it was asked for"
+    def read(name):
+        try: d = json.loads((run/name).read_text(encoding='utf8')) if (run/name).exists() else {}
+        except ValueError as e: raise ValueError(f'{run/name} is damaged ({e}): copy it again') from None
+        if not isinstance(d, dict): raise ValueError(f'{run/name} is damaged (it holds a {type(d).__name__}): copy it again')
+        return d
+    said = [d.get('parameters', d) for d in map(read, ('command.json','card.json'))]
+    asked = next((d['reward'] for d in said if isinstance(d, dict) and isinstance(d.get('reward'), str) and d['reward']), '')
+    record = read('config.json'); known = record.get('about') if isinstance(record.get('about'), dict) else {}; asked = asked or re.sub(r'^([^,]*)=1\.0$', r'\1', known.get('reward', ''))
+    own = re.sub(r'(?<![\w.])[/~][^\s,=@:]*/', '', asked)   # no folders of the author's
+    return {**record, **(dict(reward=own) if own else {})}
+
 def read_run(
     run # A run directory
 )->dict: # record (its config.json), evals, flags (rows), update, parts (tensors of the last checkpoint)
@@ -25,7 +38,7 @@ def read_run(
     if not (run/'config.json').exists(): raise ValueError(f'{run} is no run directory, it has no config.json: give the folder that finetune wrote (out=)')
     if not done: raise ValueError(f'the run in {run} has no checkpoint yet: let it reach its first save_every')
     update,parts = load_checkpoint(done[-1])
-    return dict(record=json.loads((run/'config.json').read_text()), evals=read_rows(run/'eval.jsonl'), flags=read_rows(run/'diagnostics.jsonl'), update=update, parts=parts)
+    return dict(record=_settings(run), evals=read_rows(run/'eval.jsonl'), flags=read_rows(run/'diagnostics.jsonl'), update=update, parts=parts)
 
 # %% ../nbs/16_export.ipynb #58e1a504
 def correction_settings(
@@ -78,7 +91,8 @@ def base_name(
 
 def _table(d):
     "A Markdown table of settings"
-    show = lambda v: ', '.join(map(str, v)) if isinstance(v, (list,tuple)) else f'{v:g}' if isinstance(v, float) else str(v)
+    plain = lambda v: ', '.join(map(str, v)) if isinstance(v, (list,tuple)) else f'{v:g}' if isinstance(v, float) else str(v)
+    show = lambda v: ' '.join(plain(v).split()).replace('|', '\\|')
     return '\n'.join(['| setting | value |', '|---|---|', *[f'| {k} | {show(v)} |' for k,v in d.items() if v not in (None, [], ())]])
 
 def _versions():
@@ -104,23 +118,34 @@ def _measured(info):
 These are the run's own evaluations, on its own prompts and noise; the reward in them is the one that it was trained on.{late} A higher reward says that the reward is higher, not that people like the images better; nobody was asked, and no other benchmark was run."""
 
 # %% ../nbs/16_export.ipynb #75bbcd01
+def _drawn_by(flow, info)->dict:
+    "Settings of the flow that was trained: as the run has noted them, else those of `flow`"
+    noted = (info or {}).get('record', {}).get('flow'); now = flow.describe()
+    usual = dict(dtype='float32', latent_size=flow.transformer.config.sample_size, t5=True, vae_tiling=False, max_sequence_length=256, guidance_scale=1.)
+    return {**usual, **({**{k: now[k] for k in ('lora_rank','lora_alpha','lora_targets')}, **noted} if noted else now)}
+
 def _use(flow, base, info):
     "The section on how to load it"
     c,steps = (info or {}).get('record', {}).get('config', {}),28
-    steps = c.get('steps', steps); given = c.get('shift')
-    side = flow.latent_size*flow.pipe.vae_scale_factor
+    steps = c.get('steps', steps); given = c.get('shift'); f = _drawn_by(flow, info); w = f['guidance_scale']
+    side = f['latent_size']*flow.pipe.vae_scale_factor; bare = '' if f['t5'] else ', text_encoder_3=None, tokenizer_3=None'
+    tokens = f['max_sequence_length']; own_tokens = f', max_sequence_length={tokens}' if tokens!=256 else ''
+    tiles = '\npipe.vae.enable_tiling()' if f['vae_tiling'] else ''
+    more = own_tokens+(', vae_tiling=True' if f['vae_tiling'] else '')+bare
     own = '' if given is None else f'\n\nThe run sampled on the time grid `time_grid({steps}, {given:g})`. The same in diffusers: `sigmas=(1-time_grid({steps}, {given:g})[:-1]).tolist()` in place of `num_inference_steps`.'
     return f"""```python
 import torch
 from diffusers import StableDiffusion3Pipeline
-pipe = StableDiffusion3Pipeline.from_pretrained({base!r}, dtype=torch.bfloat16)
-pipe.load_lora_weights('this folder or its hub id')
-image = pipe('a prompt', num_inference_steps={steps}, guidance_scale={flow.guidance_scale:g}, height={side}, width={side}).images[0]
+folder = 'this folder or its hub id'
+pipe = StableDiffusion3Pipeline.from_pretrained({base!r}, dtype=torch.{f['dtype']}{bare}){tiles}
+pipe.load_lora_weights(folder)
+image = pipe('a prompt', num_inference_steps={steps}, guidance_scale={w:g}, height={side}, width={side}{own_tokens}).images[0]
 ```
 
 ```python
 from vggflow.sd3 import SD3Flow, lora_settings
-flow = SD3Flow.from_pretrained({base!r}, dtype='bfloat16', image_size={side}, guidance_scale={flow.guidance_scale:g}, **lora_settings(folder)); flow.load_lora(folder)
+folder = 'this folder'
+flow = SD3Flow.from_pretrained({base!r}, dtype={f['dtype']!r}, image_size={side}, guidance_scale={w:g}{more}, **lora_settings(folder)); flow.load_lora(folder)
 ```{own}"""
 
 # %% ../nbs/16_export.ipynb #76910725
@@ -136,14 +161,14 @@ def model_card(
                          tags=['text-to-image','lora','diffusers','stable-diffusion-3','flow-matching','reward-finetuning','vggflow'])
     flags = ''.join(f"\n- update {f['update']}: sign of {f['sign']}" for f in (info or {}).get('flags', []))
     prompts = record.get('prompts') or []
-    sets = {**record.get('config', {}), **m, **{k:v for k,v in flow.describe().items() if k!='model'}, **(dict(prompts=f'{len(prompts)}, for example: '+'; '.join(prompts[:3])) if prompts else {})}
+    sets = {**record.get('config', {}), **m, **{k:v for k,v in _drawn_by(flow, info).items() if k not in ('model','name')}, **(dict(updates=info['update']) if info else {}), **(dict(prompts=f'{len(prompts)}, for example: '+'; '.join(prompts[:3])) if prompts else {})}
     sections = {'Use': _use(flow, base, info), 'Training': _table(sets)+(f'\n\nFailure signs noted on the way:{flags}' if flags else ''),
         'What was measured': _measured(info) if info else 'Nothing was measured: no run was given.',
         'Value correction': '`correction.safetensors` is the network ν of the value gradient; `vggflow.export.load_correction(flow, folder)` reads it. Sampling does not need it.' if correction else '',
         'Versions': 'Written by '+', '.join(f'{k} {v}' for k,v in _versions().items())+('; trained with '+', '.join(f'{k} {v}' for k,v in record['versions'].items()) if record.get('versions') else '')+'.',
         'Licence': 'None is chosen here. A derivative of the base model stays under the terms of its licence; whoever publishes this adds `license:` above.'}
     body = '\n\n'.join(f'## {k}\n\n{v}' for k,v in sections.items() if v)
-    return f'---\n{data.to_yaml()}\n---\n\n# A LoRA for {base.split("/")[-1]}\n\nAn adapter of rank {flow.describe()["lora_rank"]} for `{base}`.{how}\n\n{body}\n'
+    return f'---\n{data.to_yaml()}\n---\n\n# A LoRA for {base.split("/")[-1]}\n\nAn adapter of rank {_drawn_by(flow, info)["lora_rank"]} for `{base}`.{how}\n\n{body}\n'
 
 # %% ../nbs/16_export.ipynb #8b10d025
 def export_lora(
@@ -164,7 +189,7 @@ def export_lora(
         has = save_correction(flow, tmp, state, **{k: hyper[k] for k in ('eta','clip') if k in hyper})
         (tmp/'README.md').write_text(model_card(flow, info, has))
         there = [p.name for p in sorted(tmp.iterdir()) if (folder/p.name).exists()]
-        if there and not force: raise ValueError(f'{folder} has {", ".join(there)} already: choose another folder, or force=True to replace them')
+        if there and not force: raise ValueError(f'{folder} has {", ".join(there)} already: choose another folder, or replace them by --force (in Python force=True)')
         folder.mkdir(parents=True, exist_ok=True)
         for p in tmp.iterdir(): p.replace(folder/p.name)
     finally: shutil.rmtree(tmp, ignore_errors=True)

@@ -211,6 +211,14 @@ def vgg_terms(
     if 'edge' in w.tensors: terms['boundary'] = boundary_term(method, w)
     return {n: l/value.unit**2 for n,l in terms.items()}
 
+# %% ../nbs/04_methods.ipynb #1d6ef3a7
+def _check_numbers(beta, clip, **rates):
+    "Raise a one-line `ValueError` for numbers that cannot be"
+    if not beta>0: raise ValueError(f'beta = 1/lambda must be positive, got {beta}')
+    if clip is not None and not 0<clip<=1: raise ValueError(f'clip is a quantile in (0, 1], got {clip}: the paper uses 0.8')
+    for k,v in rates.items():
+        if v is not None and not v>=0: raise ValueError(f'{k} must be at least 0, got {v}')
+
 # %% ../nbs/04_methods.ipynb #7fb043dd
 class VGGFlow(Method):
     "Value gradient guidance: match the residual velocity to −β∇V (Algorithm 1)"
@@ -230,7 +238,7 @@ class VGGFlow(Method):
         known = [*trajectory_modes, *consistency_modes]
         if mode not in known: raise ValueError(f'unknown consistency mode {mode!r}: use one of {known}')
         if not 0<=mu<=1: raise ValueError(f'mu is a share in [0, 1], got {mu}')
-        if beta<=0: raise ValueError(f'beta = 1/lambda must be positive, got {beta}')
+        _check_numbers(beta, clip, alpha=alpha, fd_eps=fd_eps, value_lr=value_lr)
         if reuse and (mode not in trajectory_modes or mu): raise ValueError(f"reuse goes with mode 'residual' or 'trajectory' with mu 0, got {mode!r} with mu {mu}")
         self.beta,self.eta,self.mode,self.alpha,self.clip = beta,eta_schedule(eta),mode,alpha,clip
         self.learn,self.value_lr,self.mu,self.fd_eps,self.reuse = correction,value_lr,mu,fd_eps,reuse
@@ -396,7 +404,7 @@ class CostateMethod(Method):
         clip:float=None # Quantile at which the reward gradients at x_1 are clipped
     ):
         super().__init__(beta=beta, clip=clip)
-        if beta<=0: raise ValueError(f'beta = 1/lambda must be positive, got {beta}')
+        _check_numbers(beta, clip)
         self.beta,self.clip = beta,clip
 
     def setup(self, flow, reward):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMPLE_ANIMALS', 'ANIMALS', 'SIZES', 'COLOURS', 'FORMS', 'PROMPT_SETS', 'article', 'caption', 'heldout',
-           'all_captions', 'prompts_folder', 'read_prompt_file', 'load_prompts']
+           'all_captions', 'prompts_folder', 'read_prompt_file', 'evenly', 'load_prompts']
 
 # %% ../nbs/11_prompts.ipynb #8f68ce8a
 import csv, difflib, io, itertools, json, os, re
@@ -66,6 +66,7 @@ PROMPT_SETS = { # name -> (data set on the hub, files in it, column)
     'pickapic': ('yuvalkirstain/pickapic_v1_no_images', ('data/train-*',), 'caption'),
     'pickapic-test': ('yuvalkirstain/pickapic_v1_no_images', ('data/test_unique-*',), 'caption')}
 _own_sets = dict(animals=SIMPLE_ANIMALS, emoji=[caption(a) for a in ANIMALS])
+_tables = ('.csv','.tsv','.jsonl','.json','.parquet')
 _columns = ('prompt', 'Prompt', 'Prompts', 'prompts', 'caption', 'text')
 
 def prompts_folder()->Path: # $VGGFLOW_PROMPTS, or data/prompts of the clone around the working directory
@@ -77,22 +78,29 @@ def prompts_folder()->Path: # $VGGFLOW_PROMPTS, or data/prompts of the clone aro
 # %% ../nbs/11_prompts.ipynb #a1e781fb
 def _column(rows, column, path):
     "Prompts of rows that are strings or dicts"
+    if column and path.suffix.lower() not in _tables: raise ValueError(f'{path} is text, one prompt a line, so it has no column {column!r}: write {path} alone')
     if all(isinstance(r, str) for r in rows) and not column: return rows
+    mixed = next((i for i,r in enumerate(rows, 1) if type(r) is not type(rows[0])), 0)
+    if mixed: raise ValueError(f'row {mixed} of {path} is a {type(rows[mixed-1]).__name__}, the first a {type(rows[0]).__name__}: write prompts alone, or objects with a prompt each')
     names = list(rows[0]) if rows and isinstance(rows[0], dict) else []
     name = column or next((c for c in _columns if c in names), names[0] if len(names) == 1 else '')
     if name not in names: raise ValueError(f"no column {name or 'of prompts'!r} in {path}: it has {', '.join(map(repr, names)) or 'none'}; write {path}:COLUMN")
+    for i,r in enumerate(rows, 1):
+        if name not in r: raise ValueError(f'row {i} of {path} has no column {name!r}: it has {", ".join(map(repr, r)) or "none"}')
+        if not (r[name] is None or isinstance(r[name], str) or r[name]!=r[name]): raise ValueError(f'row {i} of {path} has {r[name]!r} in column {name!r}: a prompt is text; name another column, {path}:COLUMN')
     return [r[name] for r in rows]
 
 def _rows(path):
     "Rows of a table, by the ending of its name"
-    if path.suffix == '.parquet':
+    kind = path.suffix.lower()
+    if kind == '.parquet':
         try: from pandas import read_parquet
         except ImportError: raise ImportError(f'{path} needs pandas and pyarrow: pip install pandas pyarrow') from None
         return read_parquet(path).to_dict('records')
     text = path.read_text(encoding='utf-8-sig')
-    if path.suffix == '.jsonl': return [json.loads(l) for l in text.splitlines() if l.strip()]
-    if path.suffix == '.json': return json.loads(text)
-    if path.suffix in ('.csv', '.tsv'): return list(csv.DictReader(io.StringIO(text), delimiter='\t' if path.suffix == '.tsv' else ','))
+    if kind == '.jsonl': return [json.loads(l) for l in text.splitlines() if l.strip()]
+    if kind == '.json': return json.loads(text)
+    if kind in ('.csv', '.tsv'): return list(csv.DictReader(io.StringIO(text), delimiter='\t' if kind == '.tsv' else ','))
     return text.splitlines()
 
 # %% ../nbs/11_prompts.ipynb #38bef256
@@ -104,7 +112,7 @@ def read_prompt_file(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no file of prompts {str(path)!r}: give a text file with one a line, or a .csv, .tsv, .jsonl, .json or .parquet')
     try: rows = _rows(path)
-    except (UnicodeDecodeError, json.JSONDecodeError) as e: raise ValueError(f'{path} cannot be read as {path.suffix or "text"} in UTF-8: {e}') from None
+    except (ValueError, csv.Error) as e: raise ValueError(f'{path} cannot be read as {path.suffix or "text"} in UTF-8: {e}') from None
     if not isinstance(rows, list): raise ValueError(f'{path} holds a {type(rows).__name__}: write a JSON list of prompts, or of objects with a prompt each')
     found = _column(rows, column, path); found = list(dict.fromkeys(s.strip() for s in found if isinstance(s, str) and s.strip()))
     if not found: raise ValueError(f'no prompts in {path}: write one a line')
@@ -122,24 +130,40 @@ def _from_hub(name):
     return [p for f in there for p in read_prompt_file(f, column or '')]
 
 # %% ../nbs/11_prompts.ipynb #f6bb0843
+def _file_of(spec):
+    "The file that a text names, and a column of it; nothing where it is a prompt"
+    if os.path.isfile(spec): return spec,''   # whatever its suffix
+    m = re.fullmatch(r'(.+\.(?:txt|csv|tsv|jsonl|json|parquet))(?::([^:/\\]+))?', spec, re.I)
+    path,_,column = spec.rpartition(':')
+    return (m[1],m[2] or '') if m else (path,column) if os.path.isfile(path) else ('','')
+
 def _load_one(spec):
     "Prompts of one name, file or prompt"
-    folder = prompts_folder(); path,_,column = spec.rpartition(':') if re.search(r'\.(csv|tsv|jsonl|json|parquet):[^:/\\]+$', spec) else (spec,'','')
+    folder = prompts_folder()
     if spec in _own_sets: return list(_own_sets[spec])
     if spec in PROMPT_SETS:
-        there = [f for f in sorted(folder.glob(f'{spec}.*')) if f.suffix in ('.txt','.csv','.tsv','.jsonl','.json','.parquet')]
+        there = [f for f in sorted(folder.glob(f'{spec}.*')) if f.suffix.lower() in ('.txt', *_tables)]
         return read_prompt_file(there[0]) if there else _from_hub(spec)
-    if spec.startswith('@'): return read_prompt_file(folder/path[1:], column)
-    if re.search(r'\.(txt|csv|tsv|jsonl|json|parquet)$', path): return read_prompt_file(path, column)
+    path,column = _file_of(str(folder/spec[1:]) if spec.startswith('@') else spec)
+    if path or spec.startswith('@'): return read_prompt_file(path or folder/spec[1:], column)
     near = difflib.get_close_matches(spec, [*_own_sets, *PROMPT_SETS], 1, cutoff=.85)
     if near: raise ValueError(f'no prompt set {spec!r}, did you mean {near[0]!r}? If {spec!r} is the prompt itself, put it into a text file')
     return [spec]
+
+# %% ../nbs/11_prompts.ipynb #336380b6
+def evenly(
+    prompts:list, # Any list
+    limit:int # At most so many; 0: all
+)->list: # Evenly spaced over the list
+    "Some of a list of prompts"
+    return prompts if not 0 < limit < len(prompts) else [prompts[i*len(prompts)//limit] for i in range(limit)]
 
 def load_prompts(
     spec, # Text, or a list of it: names of sets, files, prompts; see the table above
     limit:int=0 # At most so many, evenly spaced over the list; 0: all
 )->list: # Prompts, each once, in order; raises a one-line `ValueError` or `OSError`
     "Prompts from names, files or themselves"
+    if limit<0: raise ValueError(f'limit must be at least 0 prompts (0: all), got {limit}')
     parts = [spec] if isinstance(spec, (str, Path)) else list(spec or ())
     out = list(dict.fromkeys(p for s in parts for p in _load_one(str(s).strip()) if p))
-    return out if not 0 < limit < len(out) else [out[i*len(out)//limit] for i in range(limit)]
+    return evenly(out, limit)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'CLIP_MEAN', 'CLIP_STD', 'REVISIONS', 'register_reward', 'RewardTerm', 'parse_reward', 'get_reward',
-           'redness', 'WeightedSum', 'check_reward', 'fitted', 'clip_pixels', 'load_clip_model', 'image_features',
-           'ClipReward', 'clip_reward', 'PickScoreReward', 'pickscore', 'clip_state', 'load_open_clip', 'HPSv2Reward',
-           'hpsv2', 'affine_head', 'AestheticReward', 'aesthetic', 'blip_state', 'blip_configs', 'ImageReward',
-           'imagereward']
+           'with_paths', 'reward_identity', 'redness', 'WeightedSum', 'check_reward', 'fitted', 'clip_pixels',
+           'load_clip_model', 'image_features', 'ClipReward', 'clip_reward', 'PickScoreReward', 'pickscore',
+           'clip_state', 'load_open_clip', 'HPSv2Reward', 'hpsv2', 'affine_head', 'AestheticReward', 'aesthetic',
+           'blip_state', 'blip_configs', 'ImageReward', 'imagereward']
 
 # %% ../nbs/10_rewards.ipynb #4582ad63
 import difflib, importlib, importlib.util, inspect, os, re, sys
@@ -31,6 +31,15 @@ def register_reward(
         return make
     return add
 
+# %% ../nbs/10_rewards.ipynb #90bd7e1c
+def _module(where):
+    "An installed module, or one in the working directory, which is not on the path of a command"
+    try: return importlib.import_module(where)
+    except ModuleNotFoundError as e:
+        if e.name!=where.split('.')[0] or os.getcwd() in sys.path: raise
+    sys.path.append(os.getcwd()); importlib.invalidate_caches()
+    return importlib.import_module(where)
+
 # %% ../nbs/10_rewards.ipynb #6dc61cc6
 def _located(name):
     "The object behind `module:function`, `file.py:function` or an entry point; None where there is none"
@@ -43,7 +52,7 @@ def _located(name):
             if not Path(where).is_file(): raise ImportError(f'there is no file {where}')
             spec = importlib.util.spec_from_file_location(f"reward_{re.sub('[^0-9a-zA-Z]', '_', where)}", where); m = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = m; spec.loader.exec_module(m)
-        else: m = importlib.import_module(where)
+        else: m = _module(where)
         return getattr(m, attr)
     except Exception as e: raise ValueError(f'reward {name!r} cannot be imported ({type(e).__name__}: {e}): write module:function or path/to/file.py:function') from e
 
@@ -98,6 +107,29 @@ def get_reward(
     total = WeightedSum(*made); total.__qualname__ = str(name)   # what a run record calls it
     return total
 
+# %% ../nbs/10_rewards.ipynb #2f8c6d04
+def with_paths(
+    text:str, # A reward written as text
+    place # Callable path -> what is to stand in its place
+)->str: # The text, otherwise as it was
+    "Change the files and folders in a reward written as text"
+    def one(part):
+        name,eq,weight = part.partition('='); what,at,where = name.strip().partition('@'); path,mark,rev = where.partition('#'); file,colon,attr = what.rpartition(':')
+        if file.endswith('.py'): what = place(file)+colon+attr
+        return what+at+(place(path) if path else '')+mark+rev+eq+weight
+    return ','.join(one(p) for p in str(text).split(','))
+
+def reward_identity(
+    text:str # A reward written as text
+)->dict: # `reward`, the same wherever its files are, and `sources`, their checksums
+    "What tells a reward from another of the same name"
+    from vggflow.files import sha256
+    near = lambda p: Path(p).name if os.path.exists(p) else p
+    files = [t.name.rpartition(':')[0] for t in parse_reward(text)]
+    terms = parse_reward(with_paths(text, near)); at = lambda mark, v: mark+v if v else ''
+    sources = {Path(f).name: sha256(f) for f in files if f.endswith('.py') and Path(f).is_file()}
+    return dict(reward=','.join(f"{t.name}{at('@', t.path)}{at('#', t.revision)}={t.weight!r}" for t in terms), **(dict(sources=sources) if sources else {}))
+
 # %% ../nbs/10_rewards.ipynb #a30e2a50
 @register_reward('redness')
 def redness():
@@ -105,6 +137,12 @@ def redness():
     return lambda images, prompts=None: images[:,0].mean((1,2)) - images[:,1:].mean((1,2,3))
 
 # %% ../nbs/10_rewards.ipynb #60218bb5
+def _one_each(scores, images, reward):
+    "A term's scores; raises `ValueError` for a shape that would spread over the others"
+    if tuple(getattr(scores, 'shape', ()))==(len(images),): return scores
+    what = f'shape {tuple(scores.shape)}' if isinstance(scores, Tensor) else f'a {type(scores).__name__}'
+    raise ValueError(f"reward {getattr(reward, '__qualname__', type(reward).__name__)!r} of a sum returned {what} for {len(images)} images: return one number per image, shape ({len(images)},)")
+
 class WeightedSum(nn.Module):
     "The sum of `weight * (reward - loc) / scale`"
     def __init__(self,
@@ -115,7 +153,7 @@ class WeightedSum(nn.Module):
         self.terms = [(*t, 0., 1.)[:4] if len(t) == 2 else t for t in terms]
         self.parts = nn.ModuleList([t[0] for t in terms if isinstance(t[0], nn.Module)]) # so that .to(device) reaches them
     def forward(self, images, prompts=None)->Tensor:
-        return sum(w*(r(images, prompts)-loc)/scale for r,w,loc,scale in self.terms)
+        return sum(w*(_one_each(r(images, prompts), images, r)-loc)/scale for r,w,loc,scale in self.terms)
 
 # %% ../nbs/10_rewards.ipynb #d7009f2a
 def _scores(reward, what, x, prompts):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HUB_MODELS', 'LORA_TARGETS', 'quietly', 'hub_remedy', 'check_model', 'transformer_size', 'check_memory', 'as_dtype',
-           'SD3Flow', 'PromptCache', 'recomputed', 'soft_clamp', 'lora_settings', 'SD3Correction', 'AdapterCorrection']
+           'check_targets', 'SD3Flow', 'check_device', 'PromptCache', 'recomputed', 'soft_clamp', 'lora_settings',
+           'SD3Correction', 'AdapterCorrection']
 
 # %% ../nbs/13_sd3.ipynb #4cec3598
 from .torchvision_cpu import cure; cure()
@@ -119,6 +120,29 @@ def as_dtype(
 # %% ../nbs/13_sd3.ipynb #acd2a654
 LORA_TARGETS = [f'attn.{n}' for n in ['to_q','to_k','to_v','to_out.0','add_q_proj','add_k_proj','add_v_proj','to_add_out']]
 
+# %% ../nbs/13_sd3.ipynb #7a5ce218
+def check_targets(
+    net:nn.Module, # A transformer; its weights are not needed
+    targets # Names of layers, or one regular expression
+):
+    "Raise a one-line `ValueError` where an adapter would have no layer"
+    names = [n for n,m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    hit = (lambda n: re.fullmatch(targets, n)) if isinstance(targets, str) else (lambda n: any(n==t or n.endswith(f'.{t}') for t in targets))
+    if targets=='all-linear' or any(hit(n) for n in names): return
+    ends = dict.fromkeys(re.sub(r'^transformer_blocks\.\d+\.', '', n) for n in names if n.startswith('transformer_blocks'))
+    raise ValueError(f"lora_targets {targets!r} match no layer of the transformer: give a list of names such as {', '.join(list(ends)[:12])}")
+
+def _check_adapter(rank, dropout):
+    "Refuse a rank or a dropout that cannot be"
+    if not isinstance(rank, int) or rank<1 or not isinstance(dropout, (int,float)) or not 0<=dropout<1: raise ValueError(f'lora_rank must be at least 1 and lora_dropout in [0, 1), got {rank!r} and {dropout!r}')
+
+def _check_sizes(c, scale, image_size, correction, layers):
+    "Refuse sizes that the configuration of a transformer does not allow"
+    step,most = c['patch_size']*scale,c['pos_embed_max_size']*c['patch_size']*scale
+    if image_size and (not isinstance(image_size, int) or image_size%step or not 0<image_size<=most): raise ValueError(f'image_size must be a multiple of {step} up to {most} for this model, got {image_size!r}')
+    if correction not in ('transformer','adapter'): raise ValueError(f"correction must be 'transformer' or 'adapter', got {correction!r}")
+    if not isinstance(layers, int) or layers<1: raise ValueError(f'correction_layers must be at least 1, got {layers!r}')
+
 # %% ../nbs/13_sd3.ipynb #9a4795e8
 class SD3Flow(FlowModel):
     "A `StableDiffusion3Pipeline` with a LoRA adapter; the base is the same network with the adapter switched off"
@@ -161,9 +185,10 @@ def _base_of(self:SD3Flow, pipe, guidance_scale, cfg_batched, detach_base):
 @patch
 def _adapt(self:SD3Flow, rank, alpha, targets, dropout):
     "Add the adapter, float32 whatever the model is"
-    if rank<1 or not 0<=dropout<1: raise ValueError(f'lora_rank must be at least 1 and lora_dropout in [0, 1), got {rank} and {dropout}')
+    _check_adapter(rank, dropout)
     second = [f'attn2.{n}' for n in ('to_q','to_k','to_v','to_out.0')] if self.transformer.config.get('dual_attention_layers') else []
     self._lora_config = dict(r=rank, lora_alpha=alpha or rank, target_modules=targets or LORA_TARGETS+second)
+    check_targets(self.transformer, self._lora_config['target_modules'])
     self.transformer.add_adapter(LoraConfig(**self._lora_config, lora_dropout=dropout))
     self._lora = [(k,p) for k,p in self.named_parameters() if p.requires_grad]
     for _,p in self._lora: p.data = p.data.float()
@@ -175,9 +200,7 @@ def _adapt(self:SD3Flow, rank, alpha, targets, dropout):
 def _sizes(self:SD3Flow, image_size, correction, layers):
     "Check what is checked without running anything"
     c,scale = self.transformer.config,self.pipe.vae_scale_factor
-    step,most = c.patch_size*scale,c.pos_embed_max_size*c.patch_size*scale
-    if image_size and (image_size%step or not 0<image_size<=most): raise ValueError(f'image_size must be a multiple of {step} up to {most} for this model, got {image_size}')
-    if correction not in ('transformer','adapter'): raise ValueError(f"correction must be 'transformer' or 'adapter', got {correction!r}")
+    _check_sizes(c, scale, image_size, correction, layers)
     self.latent_size, self.correction_kind, self.correction_layers = image_size//scale if image_size else c.sample_size, correction, layers
 
 # %% ../nbs/13_sd3.ipynb #b04b92dc
@@ -204,24 +227,45 @@ def from_pretrained(cls:SD3Flow,
     own,load = _split_options(cls, kwargs); dtype = as_dtype(dtype)
     hubs = dict(revision=revision, variant=variant, token=token, local_files_only=local_files_only)
     if isinstance(path, StableDiffusion3Pipeline): pipe = path.to(dtype) if dtype else path
-    else: pipe = _load_pipeline(path, dtype, device, hubs, load)
+    else: pipe = _load_pipeline(path, dtype, device, hubs, load, dict(own, lora_rank=lora_rank, lora_targets=lora_targets))
     return cls(pipe, lora_rank, lora_alpha, lora_targets, guidance_scale, revision=revision, **own).to(device or 'cpu')
 
 # %% ../nbs/13_sd3.ipynb #c3196c40
-def _load_pipeline(path, dtype, device, hubs, load):
+def _load_pipeline(path, dtype, device, hubs, load, own):
     "A pipeline, after all that can be looked at without its weights"
     where = dict(token=hubs['token'], local_files_only=hubs['local_files_only'], cache_dir=load.get('cache_dir'))
     index = check_model(path, hubs['revision'], **where); _check_device(path, hubs['revision'], where, dtype, device)
+    if not {'transformer','vae'}&{*load}: _check_own(path, hubs['revision'], where, own)
     for k,v in index.items():
         if isinstance(v, list) and v[0] is None: load.setdefault(k, None)   # e.g. a pipeline saved without T5
     if dtype is not None: load['dtype'] = dtype
     return StableDiffusion3Pipeline.from_pretrained(path, **load, **{k:v for k,v in hubs.items() if v is not None})
 
+# %% ../nbs/13_sd3.ipynb #c94b7de3
+def _check_own(path, revision, where, own):
+    "Refuse options of `SD3Flow` that do not fit a pipeline, by its configurations alone"
+    part = lambda n: json.loads(_small_file(path, f'{n}/config.json', revision, **where).read_text())
+    c,scale = part('transformer'),2**(len(part('vae')['block_out_channels'])-1)
+    _check_adapter(own['lora_rank'], own.get('lora_dropout', 0.))
+    _check_sizes(c, scale, own.get('image_size'), own.get('correction', 'transformer'), own.get('correction_layers', 2))
+    if own.get('taesd') is not None: _check_tiny(own['taesd'], c['in_channels'])
+    if own['lora_targets']:
+        with torch.random.fork_rng(devices=[]), torch.device('meta'), quietly(): check_targets(diffusers.SD3Transformer2DModel.from_config(c), own['lora_targets'])
+
 # %% ../nbs/13_sd3.ipynb #bfb1ac06
+def check_device(
+    device # 'cuda', 'cuda:1', 'cpu', a torch.device, or None
+):
+    "Refuse a device that is not there; raises a one-line `ValueError`"
+    try: d = torch.device(device or 'cpu')
+    except (RuntimeError, TypeError): raise ValueError(f'unknown device {str(device)!r}: use cuda, cuda:1 or cpu') from None
+    if d.type=='cuda' and not torch.cuda.is_available(): raise ValueError(f"device {str(device)!r} is not here, torch sees no CUDA GPU: leave device out for the CPU, or install a CUDA build of torch")
+    n = torch.cuda.device_count() if d.type=='cuda' else 0
+    if n and (d.index or 0)>=n: raise ValueError(f"device {str(device)!r} is not here, the last of {n} GPU{'s' if n>1 else ''} is cuda:{n-1}")
+
 def _check_device(path, revision, where, dtype, device):
     "Refuse a device that is not there or too small"
-    cuda = str(device or 'cpu').startswith('cuda')
-    if cuda and not torch.cuda.is_available(): raise ValueError(f"device {str(device)!r} is not here, torch sees no CUDA GPU: leave device out for the CPU, or install a CUDA build of torch")
+    check_device(device); cuda = str(device or 'cpu').startswith('cuda')
     config = json.loads(_small_file(path, 'transformer/config.json', revision, **where).read_text())
     check_memory(config, dtype or torch.float32, torch.cuda.get_device_properties(device).total_memory if cuda else None)
 
@@ -241,6 +285,15 @@ def describe(self:SD3Flow)->dict:
         dtype=(str(self.transformer.pos_embed.proj.weight.dtype).split('.')[-1], 'float32'))
     return dict(model=Path(str(self.pipe.name_or_path or 'unnamed')).name, lora_rank=c.r, lora_alpha=c.lora_alpha,
                 lora_targets=sorted(c.target_modules), guidance_scale=self.guidance_scale, **{k:v for k,(v,usual) in extra.items() if v!=usual})
+
+@patch
+def fingerprint(self:SD3Flow)->dict:
+    "Checksums of the first numbers of every frozen weight: of what a run record cannot tell by a name"
+    def mark(*nets):
+        few = torch.cat([p.detach().flatten()[:8].float() for net in nets for k,p in net.named_parameters() if 'lora_' not in k])
+        return hashlib.sha256(few.cpu().numpy().tobytes()).hexdigest()[:16]
+    if '_marks' not in self.__dict__: self.__dict__['_marks'] = dict(weights=mark(self.transformer, self.vae), **(dict(taesd=mark(self.taesd)) if self.taesd is not None else {}))
+    return self._marks
 
 @patch(as_prop=True)
 def device(self:SD3Flow):
@@ -560,14 +613,18 @@ def configure(self:SD3Flow,
     self.__dict__['_compiled'] = (torch.compile(self.transformer, **backend), torch.compile(self.vae.decode, **backend)) if compile else ()
 
 # %% ../nbs/13_sd3.ipynb #9a64f4e5
+def _check_tiny(taesd, channels):
+    "Make sure of the kind and the latents of an `AutoencoderTiny`, without its weights"
+    c = json.loads(_small_file(taesd, 'config.json').read_text()) if isinstance(taesd, (str, Path)) else dict(taesd.config, _class_name=type(taesd).__name__)
+    kind,n = c.get('_class_name'),c.get('latent_channels', 4)
+    if kind!='AutoencoderTiny': raise ValueError(f'{taesd if isinstance(taesd, (str, Path)) else "taesd="} holds a {kind}, not an AutoencoderTiny: taesd= takes madebyollin/taesd3 or a folder of its kind')
+    if n!=channels: raise ValueError(f'the tiny autoencoder decodes {n} channels, the latents have {channels}: Stable Diffusion 3 needs madebyollin/taesd3')
+
 def _tiny_decoder(taesd, channels):
     "An `AutoencoderTiny` that fits the latents"
+    _check_tiny(taesd, channels)
     if isinstance(taesd, (str, Path)):
-        kind = json.loads(_small_file(taesd, 'config.json').read_text()).get('_class_name')
-        if kind!='AutoencoderTiny': raise ValueError(f'{taesd} holds a {kind}, not an AutoencoderTiny: taesd= takes madebyollin/taesd3 or a folder of its kind')
         with quietly(): taesd = diffusers.AutoencoderTiny.from_pretrained(taesd)
-    c = taesd.config.latent_channels
-    if c!=channels: raise ValueError(f'the tiny autoencoder decodes {c} channels, the latents have {channels}: Stable Diffusion 3 needs madebyollin/taesd3')
     return taesd.requires_grad_(False).eval()
 
 # %% ../nbs/13_sd3.ipynb #c1365fb4
