@@ -384,7 +384,7 @@ def _training():
     "Options of the loop; what is not given has the default of vggflow.train.run"
     return ['training', _num('updates', int, None, 'optimiser steps (20)'), _num('lr', float, None, 'learning rate (1e-3)'), _num('batch_size', int, None, 'samples of an update, over all processes (32)'),
         _num('steps', int, None, 'Euler steps of the sampler (20)'), _num('shift', float, None, "shift of the time grid; the model's own"), _num('transitions', int, None, 'transitions of each trajectory (5)'),
-        _num('seed', int, None, 'random seed (0)'), _o('--optimizer', help='adamw, adamw-fused or adamw-8bit'), _num('weight_decay', float, None, "AdamW's (0.01)"), _num('grad_clip', float, None, 'norm of the gradient (1)'),
+        _num('seed', int, None, 'random seed (0)'), _o('--optimizer', help='adamw, adamw-fused or adamw-8bit'), _num('weight_decay', float, None, "AdamW's (0.01)"), _num('grad_clip', float, None, 'norm of the gradient (1); 0: no clipping'),
         _o('--schedule', help='constant or cosine'), _num('ema', float, None, 'decay of the average of the weights; 0: none'),
         'memory', _num('micro_batch', int, None, 'items with gradients at once; changes memory, not results (without dropout)'), _num('forward_batch', int, None, 'samples at once without gradients'),
         _on('gradient_checkpointing', 'recompute the transformer'), _on('decode_checkpointing', 'recompute the decoder'), _o('--taesd', help='folder or hub id of a tiny autoencoder for decoding with gradients'),
