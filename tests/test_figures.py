@@ -39,8 +39,8 @@ def test_same_data_same_bytes(tmp_path):
     (['train','--world','gaussian','--method','VGG-Flw'], "did you mean 'VGG-Flow'"), (['train','--world','gaussian','--reward','linar'], "did you mean 'linear'?"),
     (['train','--updates','many'], 'invalid int value'), (['train','--betta','1'], 'unrecognized arguments'), (['collect','aesthetic','--profile','nope'], 'no profile'), (['status','--profile','papr'], "did you mean 'paper'?"),
     (['figures','fig99'], "no figure 'fig99'"), (['figures','--redraw','--executor','slurm'], 'takes no --executor'), (['collect','modes','--profile','sd3'], "has no profile 'sd3'")])
-def test_bad_input_is_one_line(args, says):
-    p = vggflow(*args)
+def test_bad_input_is_one_line(args, says, tmp_path):
+    p = vggflow(*args, *(['--out', str(tmp_path/'run')] if args[0]=='train' else []))
     assert p.returncode==2 and says in p.stderr and p.stderr.strip().count('\n')==0 and 'Traceback' not in p.stderr, p.stderr
 
 def test_another_run_in_the_folder(tmp_path):
