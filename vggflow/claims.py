@@ -302,7 +302,7 @@ def as_markdown(
     lines = [', '.join(f'{n[v]} {v}' for v in VERDICTS if n[v])+'.', '', '| where | the paper says | ours, 95 % over seeds | the paper\'s data | verdict |', '|---|---|---|---|---|']
     for r in rows:
         span = '' if r.get('low') is None else f" ({_short(r['low'])} to {_short(r['high'])})"
-        ours = f"{_short(r['mean'])}{span}, {r['n']} seed{'s'*(r['n']>1)}, {r['profile']}" if r.get('n') else ''
+        ours = f"{_short(r['mean'])}{span}, {r['n']} seed{'s'*(r['n']>1)}, profile {r['profile']}" if r.get('n') else ''
         lines.append(f"| {r['where']} | {r['says']} | {ours}{'<br>' if ours else ''}{r['unit']} | {_short(r.get('paper'))} | **{r['verdict']}**{': ' + r['reason'] if r.get('reason') else ''} |")
     return '\n'.join(lines)
 

@@ -185,7 +185,8 @@ def heading(
     "What was measured, in one line"
     world = {'emoji':'Emoji world, stand-in for','sd3':'Stable Diffusion 3,'}.get(res.card.get('world'), 'Measured here:')
     seeds = f"{len(res.seeds)} seed{'s'*(len(res.seeds)>1)}"
-    return f"{world} {reward_name(res)}, measured here: profile {res.profile}, {seeds}"
+    guided = f", guidance {res.card['guidance_scale']:g}" if res.card.get('guidance_scale', 1.)!=1 else ''
+    return f"{world} {reward_name(res)}{guided}, measured here: profile {res.profile}, {seeds}"
 
 def wide_axis(
     ax, # Whose y axis
