@@ -79,7 +79,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vggflow.cli._sets_of': ('cli.html#_sets_of', 'vggflow/cli.py'),
                              'vggflow.cli._settings': ('cli.html#_settings', 'vggflow/cli.py'),
                              'vggflow.cli._training': ('cli.html#_training', 'vggflow/cli.py'),
-                             'vggflow.cli._try_method': ('cli.html#_try_method', 'vggflow/cli.py'),
                              'vggflow.cli._verbs': ('cli.html#_verbs', 'vggflow/cli.py'),
                              'vggflow.cli.cards': ('cli.html#cards', 'vggflow/cli.py'),
                              'vggflow.cli.claims': ('cli.html#claims', 'vggflow/cli.py'),

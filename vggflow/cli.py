@@ -46,22 +46,16 @@ def _prompts(a):
     return load_prompts(a.prompts, a.limit)
 
 # %% ../nbs/29_cli.ipynb #57130991
-def _try_method(a, kw):
-    "Make the method once, so that a value of a wrong type is said by the name of its option"
-    from vggflow.train import method_of
-    try: method_of(kw['world'], a.method, a.beta or 0., kw.get('options'))
-    except (TypeError, KeyError) as e: raise ValueError(f"{a.method} cannot have the options {kw.get('options')} ({e}): see --option NAME=VALUE; numbers are written as in 0.8") from None
-
 def finetune(a):
     "Finetune a model towards a reward and write a run directory"
     if not a.out: raise ValueError('where to? Give --out, a folder for the run; called again on it, the run goes on')
     from vggflow.sd3 import check_device, quietly
-    from vggflow.train import note_command, run, say_end
+    from vggflow.train import method_of, note_command, run, say_end, world_of
     check_device(a.device)
-    kw = _said(a); kw.setdefault('world', 'sd3' if a.model else 'emoji'); ps = _prompts(a)
+    kw = _said(a); kw['world'] = world_of(a.world, a.model); ps = _prompts(a)
     if 'options' in kw: kw['options'] = dict(kw['options'])
     if ps: kw['prompts'] = ps
-    _try_method(a, kw)
+    method_of(kw['world'], a.method, a.beta or 0., kw.get('options'))   # a wrong option is said before anything is written
     note_command(kw)   # what `evaluate --run` reads, and a card for `python -m vggflow.train`
     with quietly() if a.progress is False else contextlib.nullcontext(): say_end(run(**kw))
     if os.environ.get('RANK', '0')=='0': print(f"run directory: {a.out}")

@@ -120,14 +120,14 @@ def add_early(res:Results, early:Results)->Results: # `res`, with more rows if e
     begun = {key(r['parameters']): r['id'] for r in early.made['runs'] if r.get('parameters')}
     twin = {r['id']: begun.get(key(r['parameters'])) for r in res.made['runs']}
     if None in twin.values(): return res
-    new = []
+    new,place = [],{run:i for i,run in enumerate(twin)}
     for run,other in twin.items():
         mine = {r['update']:r for r in res.rows if r['run']==run}; first = next(iter(mine.values()))
         for e in (r for r in early.rows if r['run']==other):
             had = mine.get(e['update'])
             if had and abs(had['reward']-e['reward'])>1e-3: raise ValueError(f"{early.table.name} is not of the runs of {res.table.name}: {run} has reward {had['reward']} at update {e['update']}, {other} {e['reward']}; make it again")
             if not had: new.append({**first, **{k:v for k,v in e.items() if k in first}, 'run':run})
-    res.rows,res.early = sorted(res.rows+new, key=lambda r: (list(twin).index(r['run']), r['update'])),early.table
+    res.rows,res.early = sorted(res.rows+new, key=lambda r: (place[r['run']], r['update'])),early.table
     return res
 
 # %% ../nbs/22_plots.ipynb #c1651e96

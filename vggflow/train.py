@@ -20,6 +20,7 @@ from .diagnostics import stop_names
 from .finetune import _may_change, FinetuneConfig, Processes, begun, check_run, claim_folder, finetune, launched, own_shift, run_record
 from .losses import trajectory_modes
 from .methods import CostateMethod, VGGFlow, methods
+from .prompts import evenly
 
 # %% ../nbs/24_train.ipynb #8a629598
 class World(NamedTuple):
@@ -275,7 +276,7 @@ def check_options(world:str, kw:dict)->dict:
 def lookers(ps, config, world, w, reward, out, beta, eval_prompts, images_per_prompt, **kw)->dict:
     "What looks at a run: its evaluator and its sheets of samples; the processes draw together, the first one judges and writes"
     sheets = out if ps.main else None
-    shown = [w.prompts[i*len(w.prompts)//8] for i in range(8)] if w.prompts and len(w.prompts)>8 else w.prompts
+    shown = w.prompts and evenly(w.prompts, 8)
     looks = {}
     at_once = min(8, config.forward_batch or 8)
     if world=='sd3': kw['batch_size'] = at_once
@@ -288,8 +289,7 @@ def lookers(ps, config, world, w, reward, out, beta, eval_prompts, images_per_pr
 # %% ../nbs/24_train.ipynb #0fca28e9
 def make_evaluator(world, w, beta, eval_prompts, images_per_prompt, steps, shift, out=None, reward='', **kw):
     "The evaluator of a run: evenly spaced prompts of the world's list; sheets of samples in the run directory"
-    ps = w.prompts
-    if ps and 0<eval_prompts<len(ps): ps = [ps[i*len(ps)//eval_prompts] for i in range(eval_prompts)]
+    ps = w.prompts and evenly(w.prompts, eval_prompts)
     return evaluator(world, w.flow, w.reward, ps, beta=beta, images_per_prompt=images_per_prompt, steps=steps, shift=shift,
                      sheets=Path(out)/'samples' if out else None, reward_name=reward or first_reward(world), **kw)
 
