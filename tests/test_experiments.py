@@ -1,5 +1,5 @@
 """Cards, the strict runner and the graph: tried on a small checkout of its own, whose runs take a second."""
-import csv, json, os, shutil, signal, subprocess, sys, time
+import csv, json, os, shutil, signal, subprocess, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 import nbformat as nbf
@@ -217,6 +217,13 @@ def test_failure_keeps_the_notebook_and_says_where(checkout):
     with pytest.raises(RuntimeError, match='OSError: the disk is full .*x.failed.ipynb'):
         E.run_notebook(E.template_path('toy'), checkout/'x.ipynb', dict(bad=True, out=str(checkout)))
     assert [p.name for p in checkout.glob('x*')]==['x.failed.ipynb']
+
+@pytest.mark.parametrize('long,transport', [(False,'ipc'), (True,'tcp')])
+def test_kernels_share_no_port(tmp_path, monkeypatch, long, transport):
+    "Ports are picked before they are bound: two kernels that start at once may pick the same. A socket's path may be too long, though"
+    if long: (tmp_path/('x'*90)).mkdir(); monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path/('x'*90)))
+    notebook(tmp_path/'a.ipynb', 'seed: int = 0  # Seed', "from ipykernel.connect import get_connection_info\nprint('by', get_connection_info(unpack=True)['transport'])")
+    assert f'by {transport}' in E.run_notebook(tmp_path/'a.ipynb', tmp_path/'b.ipynb', {}).read_text()
 
 def test_templates_of_this_project_declare_their_parameters():
     for p in (ROOT/'nbs'/'experiments').glob('*.ipynb'):

@@ -1,6 +1,6 @@
 """The checks of a world of two processes: `python two_processes.py FOLDER` does them in two processes, connected by gloo, and in one alone.
 All three are forks of one that has done the slow thing, importing torch and diffusers"""
-import copy, os, signal, socket, sys, traceback, warnings
+import copy, os, signal, sys, traceback, warnings
 from pathlib import Path
 import torch
 sys.path.insert(0, str(Path(__file__).parent))
@@ -186,8 +186,9 @@ def forked(fn, folder, **env)->int:
 
 def main(folder):
     torch.set_num_threads(1); make_tiny_sd3(folder/'tiny', t5=False); make_tiny_sd3(folder/'whole')
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
-    world = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
+    store = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)   # here, so that no one else can take the port
+    world = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True',
+                 TORCHELASTIC_RESTART_COUNT='0', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
     pids = {forked(two, folder, **world, RANK=str(r), LOCAL_RANK=str(r)) for r in (0,1)} | {forked(one, folder)}
     while pids:
         pid,status = os.wait(); pids.discard(pid)

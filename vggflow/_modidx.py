@@ -322,6 +322,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vggflow.experiments._parts': ('experiments.html#_parts', 'vggflow/experiments.py'),
                                      'vggflow.experiments._quietly': ('experiments.html#_quietly', 'vggflow/experiments.py'),
                                      'vggflow.experiments._rounded': ('experiments.html#_rounded', 'vggflow/experiments.py'),
+                                     'vggflow.experiments._sockets': ('experiments.html#_sockets', 'vggflow/experiments.py'),
                                      'vggflow.experiments._stamp': ('experiments.html#_stamp', 'vggflow/experiments.py'),
                                      'vggflow.experiments.bundle_samples': ('experiments.html#bundle_samples', 'vggflow/experiments.py'),
                                      'vggflow.experiments.card_id': ('experiments.html#card_id', 'vggflow/experiments.py'),

@@ -12,7 +12,7 @@ __all__ = ['choose', 'project_root', 'template_path', 'template_parameters', 'ch
            'readme']
 
 # %% ../nbs/20_experiments.ipynb #dd347563
-import ast, contextlib, csv, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, threading, time, tomllib
+import ast, contextlib, csv, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, tempfile, threading, time, tomllib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -272,8 +272,10 @@ def run_notebook(
     given = check_parameters(parameters, template_parameters(template), template.stem)
     running,failed = out.with_suffix('.running.ipynb'),out.with_suffix('.failed.ipynb')
     out.parent.mkdir(parents=True, exist_ok=True)
-    try: pm.execute_notebook(template, running, given, kernel_name=_kernel(), progress_bar=False, cwd=template.parent,
-                             extra_arguments=['--IPKernelApp.log_level=50'])
+    try:
+        with _sockets() as config:
+            pm.execute_notebook(template, running, given, kernel_name=_kernel(), progress_bar=False, cwd=template.parent,
+                                config=config, extra_arguments=['--IPKernelApp.log_level=50'])
     except pm.PapermillExecutionError as e:
         os.replace(running, failed)
         raise RuntimeError(f"{template.stem} failed: {e.ename}: {str(e.evalue).strip().splitlines()[0] if e.evalue else ''} (see {failed})") from None
@@ -282,6 +284,14 @@ def run_notebook(
     return out
 
 # %% ../nbs/20_experiments.ipynb #1c03acbf
+@contextlib.contextmanager
+def _sockets():
+    "How a kernel is spoken to: by sockets in a folder of its own, since two kernels that start at once may pick the same port"
+    from traitlets.config import Config
+    with tempfile.TemporaryDirectory(prefix='vggflow-') as folder:
+        fits = os.name=='posix' and len(folder)<90  # a socket's path has at most 107 characters
+        yield Config(KernelManager=dict(transport='ipc', ip=f"{folder}/kernel")) if fits else Config()
+
 def _kernel():
     "Name of the Jupyter kernel that belongs to this environment"
     from jupyter_client.kernelspec import KernelSpecManager
