@@ -56,6 +56,13 @@ def test_finished_run_is_not_repeated(tmp_path):
     assert [r['seconds'] for r in h2.rows] == seconds
 
 
+def test_a_cosine_is_not_extended(tmp_path):
+    "Its learning rate has come down to zero; another end would be another curve, and going on a jump"
+    whole, _ = run(tmp_path, schedule='cosine')
+    with pytest.raises(ValueError, match='updates: 6 ≠ 9 .where the cosine schedule ends.'): run(tmp_path, schedule='cosine', updates=9)
+    again, h = run(tmp_path, schedule='cosine', save_every=3); assert same(whole, again) and len(h.rows)==6
+
+
 def test_a_run_can_be_extended(tmp_path):
     long, _ = run(tmp_path/'a', updates=9)
     run(tmp_path/'b'); more, h = run(tmp_path/'b', updates=9)

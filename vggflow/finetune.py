@@ -127,13 +127,14 @@ def unlike(
     "In what two records are not of the same run"
     old,record = ({**r, 'versions':0} for r in (old, record))
     old['config'] = {**json.loads(json.dumps({f.name: f.default for f in fields(FinetuneConfig)})), **old['config']}   # options that are newer than the run had their defaults
-    both = (old.get('about') or {}).keys() & (record.get('about') or {}).keys()
+    both,cosine = (old.get('about') or {}).keys() & (record.get('about') or {}).keys(),old['config']['schedule']=='cosine'
     sums = 'reward' in both and all({*'=,'} & {*str(r.get('reward'))} for r in (old, record))   # named by a text that may hold a path, which `about` does not
     for r in (old, record):
         r['about'] = {k: r['about'][k] for k in both}
         if sums: del r['reward']
     if partial: old = {k: {n: old[k].get(n) for n in v} if isinstance(v, dict) else old.get(k) for k,v in record.items()}
-    return [d for d in differences(old, record) if d.split(':')[0].split('.')[-1] not in _may_change]
+    may = _may_change-{'updates'} if cosine else _may_change   # to go on would take the learning rate up again
+    return [d+' (where the cosine schedule ends)'*(cosine and 'updates' in d) for d in differences(old, record) if d.split(':')[0].split('.')[-1] not in may]
 
 # %% ../nbs/05_finetune.ipynb #8e27d4b6
 def claim_folder(
