@@ -87,20 +87,29 @@ def make_batch(flow, a, seed=0):
     g = torch.Generator().manual_seed(seed)
     return Batch(flow.prior(a.batch, generator=g), time_grid(a.steps, 3.).to(flow.device), ['a cat']*a.batch, g, a.transitions)
 
+RESET = Path('/proc/self/clear_refs')   # Linux: 5 sets a process's highest memory back to what it has
+
 def clear(flow):
     for p in flow.trainable_parameters(): p.grad = None
     gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+    if flow.device.type=='cuda': torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+    elif RESET.exists(): RESET.write_text('5')
+
+def peak_gib(flow):
+    "Highest memory since `clear`: of the GPU, or of the whole process where there is none"
+    if flow.device.type=='cuda': return torch.cuda.max_memory_allocated()/2**30
+    if not RESET.exists(): return float('nan')
+    return next(int(l.split()[1])/2**20 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM'))
 
 def timed(update, flow, reward, a):
-    "Median seconds and peak memory (GiB, nan on a CPU) of `repeats` updates after one to warm up"
+    "Median seconds and peak memory (GiB) of `repeats` updates after one to warm up"
     gpu,seconds = flow.device.type=='cuda',[]
     for i in range(1+a.repeats):
         clear(flow); batch = make_batch(flow, a, i); t0 = time.perf_counter()
         update(flow, reward, batch)
         if gpu: torch.cuda.synchronize()
         seconds.append(time.perf_counter()-t0)
-    return statistics.median(seconds[1:]),torch.cuda.max_memory_allocated()/2**30 if gpu else float('nan')
+    return statistics.median(seconds[1:]),peak_gib(flow)
 
 def prepared(name, flow, reward, a):
     "The update without its set-up, which a run has once"
@@ -166,6 +175,7 @@ def arguments():
     p.add_argument('--steps', type=int, default=20); p.add_argument('--guidance', type=float, default=5.); p.add_argument('--lora-rank', type=int, default=8)
     p.add_argument('--repeats', type=int, default=3, help='timed updates; 0 times nothing'); p.add_argument('--methods', nargs='+', default=None, help='only these')
     p.add_argument('--checkpointing', action='store_true', help='recompute activations of the transformer'); p.add_argument('--device', default='cuda' if gpu else 'cpu')
+    p.add_argument('--dtype', choices=('bfloat16','float32'), default='bfloat16' if gpu else 'float32', help='of the model; the reward is float32')
     p.add_argument('--count', action='store_true', help='only count operations at this size, on no device'); p.add_argument('--out', default='data/results', help='folder of the tables')
     a = p.parse_args(); a.resolution = a.resolution or ([64] if a.size=='small' else [512,1024])
     bad = [r for r in a.resolution if r%16]
@@ -178,7 +188,7 @@ def device_name(a): return torch.cuda.get_device_name() if a.device.startswith('
 
 def measure(a):
     "Rows of all methods at all resolutions"
-    name,rows = device_name(a),[]; peak = next((v for k,v in PEAK.items() if k in name), None); dtype = torch.bfloat16 if a.device.startswith('cuda') else torch.float32
+    name,rows = device_name(a),[]; peak = next((v for k,v in PEAK.items() if k in name), None); dtype = getattr(torch, a.dtype)
     for resolution in a.resolution:
         flow,reward = build(a, resolution, a.device, dtype); here = []
         for method,update in updates(a).items():
@@ -186,7 +196,8 @@ def measure(a):
             except torch.OutOfMemoryError: print(f'{method} at {resolution}: out of memory, left out', flush=True); clear(flow); continue
             r = here[-1]; r['share_of_peak'] = r['tflop_per_s']*1e12/peak if peak else float('nan')
             print(f"{resolution}  {method:24s} {r['seconds']:.3g} s  {r['tflop']:.4g} TFLOP  {r['peak_gib']:.3g} GiB  forward {r['forward']:g}  backward {r['backward']:g}  reward gradients {r['reward_backward']:g}", flush=True)
-        rows += ratios(here)
+            save(a, rows+ratios(here), 'cost')   # what is measured is kept
+        rows += here
         del flow,reward; gc.collect()
     return rows
 

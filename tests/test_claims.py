@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 import numpy as np, pytest
 from vggflow import claims as C
-from vggflow.plots import Results, read_results
+from vggflow.plots import Results
 
 ROOT = Path(__file__).parent.parent
 

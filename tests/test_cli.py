@@ -1,5 +1,5 @@
 "The command line: every verb on a tiny Stable Diffusion 3 from disk, and one line for what is wrong"
-import inspect, json, os, re, shutil, sys
+import inspect, json, re, shutil, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image

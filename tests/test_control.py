@@ -4,7 +4,7 @@ import numpy as np, pytest, scipy.linalg, torch
 from scipy.optimize import minimize_scalar
 from vggflow.control import (characteristics, control_cost, controlled_cost, gaussian_reach, grid_value_1d, open_loop_optimum,
                              optimal_moments, riccati, tilted_moments)
-from vggflow.flow import GaussianFlow, MixtureFlow, sample, time_grid
+from vggflow.flow import GaussianFlow, MixtureFlow, time_grid
 
 DOUBLE = dict(dtype=torch.double)
 LAM = .7

@@ -1,5 +1,5 @@
 "The doctor: what it counts is what is there, and each fault is found under its own name with a remedy"
-import json, os, shutil, sys
+import json, shutil, sys
 from pathlib import Path
 import pytest, torch
 from vggflow.doctor import (Check, Plan, adapter_size, check_device, check_disk, check_hub, check_launch, check_memory_of, check_prompts_of, check_torchvision, check_versions, count, doctor,

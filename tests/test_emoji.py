@@ -1,6 +1,5 @@
 "The emoji world: its files, its data, its judges"
 import json, os, random, shutil, subprocess, sys
-from pathlib import Path
 import pytest, torch
 from vggflow import emoji
 from vggflow.emoji import (ANIMALS, COLOURS, SIZES, asset, captions_of, colour_of, data_dir, draw_factors, load_clip, load_flow, load_probe,

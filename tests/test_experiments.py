@@ -257,7 +257,7 @@ def test_sigkill_and_again(checkout):
     p = figures('--profile', 'paper', '--cores', '1'); text = p.communicate(timeout=120)[0]
     assert p.returncode==0, text
     assert done=={f:f.stat().st_mtime_ns for f in done}, 'a finished run was repeated'
-    assert f'resumes after update' in text and (checkout/'figures/figtoy.png').exists()
+    assert 'resumes after update' in text and (checkout/'figures/figtoy.png').exists()
     assert len(E.read_rows(cut/'metrics.jsonl'))==30 and rows<30
 
 def test_sigkill_of_the_driver_alone(checkout):

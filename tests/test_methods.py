@@ -374,7 +374,7 @@ def test_unguided_is_set_back_after_an_error():
 
 def test_reuse_of_the_reward_gradient_costs_little():
     "One reward gradient for a transition: the same losses for a linear reward, and nearly the optimum for a quadratic one"
-    quad = lambda x, _=None: .8*x.sum(1)-.25*(x**2).sum(1); gap = {}
+    quad = lambda x, _=None: .8*x.sum(1)-.25*(x**2).sum(1)
     def made(reuse, reward, updates):
         torch.manual_seed(0); flow = GaussianFlow(torch.zeros(2), torch.full((2,), .6))
         h = finetune(flow, reward, VGGFlow(beta=1.5, reuse=reuse), FinetuneConfig(updates=updates, batch_size=128, lr=3e-3, schedule='cosine'), progress=False)

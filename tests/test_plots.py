@@ -1,5 +1,5 @@
 """Fronts against brute force, and every figure template on a small table: what it writes, what it refuses."""
-import csv, json, os
+import json
 from pathlib import Path
 import numpy as np, pytest
 import matplotlib; matplotlib.use('agg')

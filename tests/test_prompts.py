@@ -1,6 +1,5 @@
 "Prompt sets: every form that text can name them in, and one line for what cannot be read"
-import json, sys
-from pathlib import Path
+import json
 import pytest
 from vggflow import prompts as P
 from vggflow.prompts import PROMPT_SETS, SIMPLE_ANIMALS, load_prompts, read_prompt_file

@@ -3,7 +3,6 @@ import json, math, pytest, torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, StableDiffusion3Pipeline, SD3Transformer2DModel
 from huggingface_hub import errors as hub
 from tiny_sd3 import make_tiny_sd3, make_tiny_taesd
-import vggflow
 from vggflow.emoji import asset, load_flow, load_reward
 from vggflow.export import export_lora, load_correction
 from vggflow.finetune import FinetuneConfig, finetune

@@ -2,7 +2,7 @@
 import math
 import pytest, torch
 from torch.func import jvp
-from vggflow.control import gap_closed, open_loop_optimum, control_cost, riccati
+from vggflow.control import gap_closed, control_cost, riccati
 from vggflow.finetune import FinetuneConfig, finetune
 from vggflow.flow import GaussianFlow, MixtureFlow, Trajectory, sample, time_grid
 from vggflow.losses import consistency_modes, costate_targets, local_terms, residual_exact, residual_fd, trajectory_target

@@ -10,7 +10,7 @@ __all__ = ['control_cost', 'controlled_cost', 'open_loop_optimum', 'gaussian_rea
 import math, numpy as np, torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
-from .flow import FlowModel, GaussianFlow, Trajectory, sample
+from .flow import FlowModel, GaussianFlow, sample
 
 # %% ../nbs/01_control.ipynb #9fb164a8
 def control_cost(

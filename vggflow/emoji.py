@@ -16,10 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn, Tensor
-import diffusers, vggflow
+import vggflow
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from transformers import PreTrainedModel, T5EncoderModel
+from transformers import PreTrainedModel, T5EncoderModel  # diffusers looks for the first in this module, to know how EmojiT5Encoder is loaded
 from .prompts import ANIMALS, SIZES, COLOURS, FORMS, caption, heldout
 from .files import sha256
 from .metrics import ClipFeatures

@@ -447,7 +447,7 @@ def saved_images(
     if not subs: raise FileNotFoundError(f'no images in {folder}: it needs a folder for each prompt, for example {image_file(folder, 0, 0)}')
     for k in ('drawn.json','prompts.json'):
         if not prompts and (folder/k).exists():
-            said = read_json(folder/k, f'write a JSON list of the prompts, in the order of the folders, or give them', (dict,list)); prompts = said.get('prompts') or () if isinstance(said, dict) else said
+            said = read_json(folder/k, 'write a JSON list of the prompts, in the order of the folders, or give them', (dict,list)); prompts = said.get('prompts') or () if isinstance(said, dict) else said
     prompts = _once(list(prompts), folder) or [d.name for d in subs]
     if len(prompts)!=len(subs): raise ValueError(f'{len(subs)} folders of images in {folder}, but {len(prompts)} prompts: give one prompt for each, in their order')
     files = {p: pictures(d) for p,d in zip(prompts, subs)}; least = min(map(len, files.values()))

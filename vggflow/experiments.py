@@ -294,7 +294,6 @@ def _sockets():
 
 def _kernel():
     "Name of the Jupyter kernel that belongs to this environment"
-    from jupyter_client.kernelspec import KernelSpecManager
     mine = Path(sys.prefix)/'share'/'jupyter'/'kernels'
     return next((n for n in ('vggflow','python3') if (mine/n).is_dir()), 'python3')
 

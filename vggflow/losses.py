@@ -12,9 +12,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 from torch.func import jvp
-from .flow import FlowModel, Trajectory, expand_as
+from .flow import Trajectory, expand_as
 from .adjoint import pullback, sweep
-from .value import ValueGradient, reward_gradient
+from .value import ValueGradient
 
 # %% ../nbs/03_losses.ipynb #f98bd810
 def mean_square(
