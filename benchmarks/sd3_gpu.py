@@ -203,7 +203,7 @@ def measure(a):
 
 def save(a, rows, kind):
     "Write the table and its record, which names device, versions and settings"
-    folder = Path(a.out); folder.mkdir(parents=True, exist_ok=True); file = folder/f'sd3-{kind}-{a.size}.csv'
+    folder = Path(a.out); folder.mkdir(parents=True, exist_ok=True); file = folder/f"sd3-{kind}-{a.size}{'' if a.count else '-'+torch.device(a.device).type}.csv"
     with file.open('w', newline='') as f:
         w = csv.DictWriter(f, list(rows[0]), lineterminator='\n'); w.writeheader(); w.writerows({k:f'{v:.6g}' if isinstance(v, float) else v for k,v in r.items()} for r in rows)
     import diffusers, transformers

@@ -86,6 +86,13 @@ def test_the_first_process_judges_for_both(found):
     assert a['said'] == [12, 12, 'the judge is ill'] and b['said'] == ['the judge is ill']
 
 
+def test_two_processes_evaluate_what_one_evaluates(found):
+    "Every image drawn by one of them, bit for bit; one table"
+    d, one, a, b = found; assert one['evaluated'] == a['evaluated'] == b['evaluated'] == 0
+    alone, shared = ({f.relative_to(d/k): f.read_bytes() for f in (d/k).rglob('*.png')} for k in ('judged-1','judged-2')); assert len(alone) == 3*7+1 and alone == shared
+    first, second = (json.loads((d/k/'evaluation.json').read_text()) for k in ('judged-1','judged-2')); assert first == second and first['sets']['base']['reward'] > 0
+
+
 def test_no_two_processes_share_noise(found):
     _, _, a, b = found
     for k in ('x0', 'am', 'torch'):

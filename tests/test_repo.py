@@ -15,7 +15,7 @@ IMPORTS = dict(flow=[], rewards=[], prompts=[], metrics=[], paper=[], experiment
     emoji=['flow','sd3','rewards','prompts','metrics','torchvision_cpu'], plots=['paper','experiments','finetune'], claims=['plots','paper','experiments'], status=['experiments'],
     evaluate=[*theory,*worlds,'experiments'], train=[*theory,*worlds,'finetune','evaluate','experiments','diagnostics'],
     cost=['flow','methods'], export=['sd3','value','checkpoint'], doctor=['train','emoji','sd3','rewards','prompts','torchvision_cpu'],
-    cli=['train','evaluate','plots','experiments','equations','status','claims','doctor','export','emoji','prompts','flow','sd3','rewards','checkpoint'], files=[])
+    cli=['train','evaluate','plots','experiments','equations','status','claims','doctor','export','emoji','prompts','flow','finetune','sd3','rewards','checkpoint'], files=[])
 
 def bin_env(): return {**os.environ, 'PATH':f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 

@@ -6,7 +6,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_sd3 import make_tiny_sd3
 from torch.distributed.tensor import DTensor
-from vggflow import train
+from vggflow import cli, train
 from vggflow.evaluate import Evaluator, draw
 from vggflow.finetune import FinetuneConfig, Processes, draw_batch, finetune, launched, shard, wants_shards
 from vggflow.flow import GaussianFlow
@@ -156,9 +156,15 @@ def judged(ps, pipe)->dict:
     return dict(evals=h.evals, said=said)
 
 
+def evaluated(folder, out)->int:
+    "`vggflow evaluate`: seven images of three prompts in batches of two"
+    return cli.main(['evaluate', '--model', str(folder/'tiny'), '--reward', f'{__file__}:pale', '--prompts', *PROMPTS, '--images-per-prompt', '7', '--steps', '2', '--batch-size', '2', '--no-floor',
+                     '--perceptual', 'none', '--clip', 'none', '--quiet', '--out', str(folder/out)])
+
+
 def one(folder):
     "What one process alone finds"
-    torch.save(dict(n=Processes(launched()).n, both=both(folder)), folder/'one.pt')
+    torch.save(dict(n=Processes(launched()).n, both=both(folder), evaluated=evaluated(folder, 'judged-1')), folder/'one.pt')
 
 
 def two(folder):
@@ -167,6 +173,7 @@ def two(folder):
     out = dict(n=ps.n, both=both(folder), micro={n: gaussian(m(), micro_batch=3, forward_batch=3) for n,m in ANALYTIC.items()},
                interrupted=interrupted(folder), faults=faults(ps), told=told(ps, folder), noise=noise(ps))
     out['drawing'],out['judged'] = drawing(ps, loaded(folder)),judged(ps, loaded(folder))
+    out['evaluated'] = evaluated(folder, 'judged-2')
     out['card'] = train.main([str(folder/'card.json'), '--out', str(folder/'card2')])
     os.environ['ACCELERATE_USE_FSDP'] = 'true'   # what configs/accelerate/fsdp2.yaml sets
     pipe = loaded(folder); out['sharded drawing'] = drawing(ps, pipe, sharded=True); modes = dict(FIVE, carried=lambda: VGGFlow(mode='trajectory', mu=1.))

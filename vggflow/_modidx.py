@@ -57,6 +57,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vggflow.cli._evaluating': ('cli.html#_evaluating', 'vggflow/cli.py'),
                              'vggflow.cli._extractors_of': ('cli.html#_extractors_of', 'vggflow/cli.py'),
                              'vggflow.cli._finetuning': ('cli.html#_finetuning', 'vggflow/cli.py'),
+                             'vggflow.cli._judge': ('cli.html#_judge', 'vggflow/cli.py'),
                              'vggflow.cli._measurable': ('cli.html#_measurable', 'vggflow/cli.py'),
                              'vggflow.cli._method': ('cli.html#_method', 'vggflow/cli.py'),
                              'vggflow.cli._model_of': ('cli.html#_model_of', 'vggflow/cli.py'),

@@ -173,10 +173,10 @@ def _measurable(reward, name, device):
         if 'grad' not in str(e): raise
     return reward
 
-def _sets_of(a, flow, said, prompts):
-    "Draw what is not drawn yet: name -> {prompt: files}"
+def _sets_of(a, flow, said, prompts, among):
+    "Draw what is not drawn yet, the processes together: name -> {prompt: files}"
     from vggflow.evaluate import draw_images, saved_images
-    how = dict(n=a.images_per_prompt or 16, steps=a.steps or said.get('steps') or 20, shift=a.shift if a.shift is not None else said.get('shift'), batch_size=a.batch_size, progress=not a.quiet)
+    how = dict(n=a.images_per_prompt or 16, steps=a.steps or said.get('steps') or 20, shift=a.shift if a.shift is not None else said.get('shift'), batch_size=a.batch_size, progress=not a.quiet, among=among)
     plan = ([('finetuned',0,False)] if a.lora or a.run else []) + ([('base',1,True)] if not a.no_base or not (a.lora or a.run) else []) + ([('base-again',2,True)] if not (a.no_base or a.no_floor) else [])
     for name,k,base in plan: draw_images(Path(a.out)/name, flow, prompts, seed=a.seed+k, base=base, **how)
     return {name: saved_images(Path(a.out)/name, prompts, how['n']) for name,_,_ in plan}
@@ -192,7 +192,7 @@ def _extractors_of(a, device):
         fs['clip'] = load_clip()
     return fs
 
-# %% ../nbs/29_cli.ipynb #c8cf9643
+# %% ../nbs/29_cli.ipynb #e2db71d8
 def _own_prompts(a, said)->list:
     "Prompts of a run, or of the emoji world; each once, as many as --limit says"
     from vggflow.prompts import evenly, load_prompts
@@ -204,7 +204,8 @@ def _own_prompts(a, said)->list:
 def evaluate(a):
     "Reward, diversity, alignment and distance to the base model, from saved or fresh images"
     import torch
-    from vggflow.evaluate import evaluate_sets, saved_images
+    from vggflow.evaluate import saved_images
+    from vggflow.finetune import Processes, launched
     from vggflow.sd3 import check_device
     if not (a.model or a.lora or a.run or a.images): raise ValueError('what is to be evaluated? Give --lora FOLDER (with --model), --run DIR or --images DIR')
     if a.images and (a.model or a.lora or a.run): raise ValueError('--images evaluates images that are there: leave --model, --lora and --run out')
@@ -212,12 +213,20 @@ def evaluate(a):
     said = _of_run(a.run, a.model, a.lora) if a.run else {}; a.model = a.model or said.get('model') or None
     if a.images_per_prompt==1 and a.perceptual!='none': raise ValueError('--images-per-prompt 1 gives no diversity and no distances: give at least 2, or --perceptual none')
     prompts = _prompts(a) or _own_prompts(a, said)
-    device = a.device or ('cuda' if torch.cuda.is_available() and (a.model or a.images) else 'cpu'); check_device(device); rewards,specs = _rewards_of(a, said, device); fs = _extractors_of(a, device)
+    ps,judges = Processes(launched()),[]; a.device = a.device or (str(ps.device) if ps.n>1 else None)
+    device = a.device or ('cuda' if torch.cuda.is_available() and (a.model or a.images) else 'cpu'); check_device(device)
+    ps.share(lambda: judges.extend((*_rewards_of(a, said, device), _extractors_of(a, device))))   # the first one judges
     if a.images: sets = {k: saved_images(d, prompts, a.images_per_prompt or 0) for k,d in (('finetuned',a.images), ('base',a.reference), ('base-again',a.floor)) if d}
     else:
         if not prompts: raise ValueError('which prompts? Give --prompts, for example --prompts drawbench')
-        flow,_ = _model_of(a); sets = _sets_of(a, flow, said, list(prompts))
-    r = evaluate_sets(a.out, sets, rewards, fs, progress=not a.quiet, device=device, about=dict(reward=specs, model=a.model or '', lora=str(a.lora or a.run or ''), seed=a.seed))
+        flow,_ = _model_of(a); sets = _sets_of(a, flow, said, list(prompts), ps)
+    ps.share(lambda: _judge(a, sets, *judges, device))
+
+# %% ../nbs/29_cli.ipynb #fd6881b0
+def _judge(a, sets, rewards, specs, features, device):
+    "Write and print what the sets are worth"
+    from vggflow.evaluate import evaluate_sets
+    r = evaluate_sets(a.out, sets, rewards, features, progress=not a.quiet, device=device, about=dict(reward=specs, model=a.model or '', lora=str(a.lora or a.run or ''), seed=a.seed))
     for k,v in r['sets'].items(): print(f'{k}: ' + ', '.join(f'{n} {x:.4g}' for n,x in v.items()))
     print(f"{a.out}/evaluation.json, {a.out}/sheet.png")
 
@@ -346,7 +355,8 @@ _examples = dict(
     evaluate="""examples:
   vggflow evaluate --run runs/pick --prompts drawbench --reward pickscore clip --out runs/pick/drawbench
   vggflow evaluate --model ~/sd3 --lora runs/pick/lora --prompts animals --reward pickscore --out animals
-  vggflow evaluate --images my_images --reference base_images --reward aesthetic --out numbers""",
+  vggflow evaluate --images my_images --reference base_images --reward aesthetic --out numbers
+  accelerate launch --num_processes 8 -m vggflow.cli evaluate --run runs/pick --prompts drawbench --out runs/pick/drawbench    eight GPUs draw""",
     doctor="""examples:
   vggflow doctor                                                          this installation
   vggflow doctor --model ~/sd3 --reward pickscore --prompts drawbench --image-size 512 --micro-batch 1 --gradient-checkpointing    a run, by its options""",
@@ -473,7 +483,8 @@ def main(
         if os.environ.get('VGGFLOW_DEBUG'): raise
         text = ' '.join(str(e).split())
         if 'out of memory' in text: text = f"{text[:200]} … Try --micro-batch 1, --gradient-checkpointing, --decode-checkpointing, --dtype bfloat16 or a smaller --image-size; vggflow doctor estimates what is needed"
-        print(f"vggflow {a.verb}: {text or type(e).__name__}", file=sys.stderr, flush=True)
+        rank = os.environ.get('RANK', '0')
+        print(f"vggflow {a.verb}{'' if rank=='0' else f' (process {rank})'}: {text or type(e).__name__}", file=sys.stderr, flush=True)
         return 2
 
 # %% ../nbs/29_cli.ipynb #d588d4b3

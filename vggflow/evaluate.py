@@ -403,7 +403,7 @@ def _bar(parts, progress, what):
     from tqdm.auto import tqdm
     return tqdm(parts, desc=what)
 
-# %% ../nbs/23_evaluate.ipynb #1f6c854a
+# %% ../nbs/23_evaluate.ipynb #203b7dac
 @torch.no_grad()
 def draw_jobs(
     flow, # A FlowModel whose `decode` gives images
@@ -416,6 +416,7 @@ def draw_jobs(
     x0 = torch.cat([image_noise(flow, prompts[p], seed, p, i) for p,i in jobs])
     return flow.decode(sample(flow, x0, times.to(x0.device), [prompts[p] for p,_ in jobs], base=base).x[-1]).float().cpu()
 
+# %% ../nbs/23_evaluate.ipynb #ecef5a05
 @torch.no_grad()
 def draw_images(
     folder, # Where the images are kept
@@ -424,15 +425,18 @@ def draw_images(
     n:int=16, # Images of each; more may be asked for later
     steps:int=20, shift:float=None, seed:int=12345, base:bool=False, # As in `draw`
     batch_size:int=8, # Images at once
-    progress:bool=True # Show a bar
+    progress:bool=True, # Show a bar
+    among=None # `Processes` that share the batches; all must call
 ):
     "Draw images into a folder, one file each; a batch that is there, and whole, is not drawn again"
     _once(prompts, folder); folder,times = Path(folder),flow.times(steps, shift); about = {k:v for k,v in getattr(flow, 'describe', dict)().items() if not base or k in ('model','guidance_scale')}
-    _claim(folder, dict(model={**about, 'base':base}, weights=checksum(flow, {} if base else flow.trainable_state(), whole=False), times=times.tolist(), seed=seed, prompts=list(prompts)))
-    jobs = [(p,i) for p in range(len(prompts)) for i in range(n)]
-    for part in _bar([jobs[k:k+batch_size] for k in range(0, len(jobs), batch_size)], progress, f'drawing {folder.name}'):
+    agreed,rank,sharers = (among.share,among.rank,among.n) if among else (lambda fn: fn(),0,1)
+    agreed(lambda: _claim(folder, dict(model={**about, 'base':base}, weights=checksum(flow, {} if base else flow.trainable_state(), whole=False), times=times.tolist(), seed=seed, prompts=list(prompts))))
+    jobs = [(p,i) for p in range(len(prompts)) for i in range(n)]; parts = [jobs[k:k+batch_size] for k in range(0, len(jobs), batch_size)]
+    for part in _bar(parts[rank::sharers], progress and rank==0, f'drawing {folder.name}'):
         if all(is_image(image_file(folder, *j)) for j in part): continue
         for j,x in zip(part, draw_jobs(flow, prompts, part, times, seed, base)): write_whole(image_file(folder, *j), _png(x))
+    agreed(lambda: None)   # all images are there
 
 # %% ../nbs/23_evaluate.ipynb #f4559746
 def saved_images(
