@@ -260,6 +260,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vggflow.evaluate.ProbeReport': ('evaluate.html#probereport', 'vggflow/evaluate.py'),
                                   'vggflow.evaluate.ProbeReport.__call__': ('evaluate.html#probereport.__call__', 'vggflow/evaluate.py'),
                                   'vggflow.evaluate.ProbeReport.__init__': ('evaluate.html#probereport.__init__', 'vggflow/evaluate.py'),
+                                  'vggflow.evaluate._Alone': ('evaluate.html#_alone', 'vggflow/evaluate.py'),
                                   'vggflow.evaluate._bar': ('evaluate.html#_bar', 'vggflow/evaluate.py'),
                                   'vggflow.evaluate._batches': ('evaluate.html#_batches', 'vggflow/evaluate.py'),
                                   'vggflow.evaluate._claim': ('evaluate.html#_claim', 'vggflow/evaluate.py'),

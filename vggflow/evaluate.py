@@ -22,6 +22,12 @@ from .flow import sample
 from .control import control_cost, gap_closed
 from .metrics import diversity, frechet_distance
 
+# %% ../nbs/23_evaluate.ipynb #7fd637a4
+class _Alone:
+    "This process by itself, where `Processes` could be given"
+    n,rank,main = 1,0,True
+    share = staticmethod(lambda fn: fn())
+
 # %% ../nbs/23_evaluate.ipynb #4f951ce6
 @torch.no_grad()
 def draw(
@@ -37,7 +43,7 @@ def draw(
 )->tuple: # Decoded samples (N, ...) in the order of the prompts, and the N prompts (or None)
     "Samples of a model on fixed noise"
     cond = None if prompts is None else [p for p in prompts for _ in range(n)]
-    total = n if cond is None else len(cond); out,n,rank = [],among.n if among else 1,among.rank if among else 0
+    among = among or _Alone; total = n if cond is None else len(cond); out,n,rank = [],among.n,among.rank
     gen = torch.Generator().manual_seed(seed); times = flow.times(steps, shift)
     def noise(i): c = cond and cond[i:i+batch_size]; return flow.prior(min(batch_size, total-i), c, generator=gen),c
     for i in range(0, total, n*batch_size):
@@ -208,7 +214,7 @@ def _batches(images, cond, size=64):
 @patch
 def _base(self:Evaluator, flow, cache):
     "Features of two independent sets of base images"
-    f,agreed = self.features.get(self.fid),self.among.share if self.among else lambda fn: fn()   # the first one decides
+    f,agreed = self.features.get(self.fid),(self.among or _Alone).share   # the first one decides
     if not agreed(lambda: f is not None): return {}
     how = self.how if self.how['shift'] is not None else {**self.how, 'times': flow.times(self.how['steps'], None).tolist()}
     key = fingerprint(flow, self.prompts, (self.n, self.seed, how, type(f).__name__), self.batch_size)
@@ -430,13 +436,13 @@ def draw_images(
 ):
     "Draw images into a folder, one file each; a batch that is there, and whole, is not drawn again"
     _once(prompts, folder); folder,times = Path(folder),flow.times(steps, shift); about = {k:v for k,v in getattr(flow, 'describe', dict)().items() if not base or k in ('model','guidance_scale')}
-    agreed,rank,sharers = (among.share,among.rank,among.n) if among else (lambda fn: fn(),0,1)
-    agreed(lambda: _claim(folder, dict(model={**about, 'base':base}, weights=checksum(flow, {} if base else flow.trainable_state(), whole=False), times=times.tolist(), seed=seed, prompts=list(prompts))))
+    among = among or _Alone
+    among.share(lambda: _claim(folder, dict(model={**about, 'base':base}, weights=checksum(flow, {} if base else flow.trainable_state(), whole=False), times=times.tolist(), seed=seed, prompts=list(prompts))))
     jobs = [(p,i) for p in range(len(prompts)) for i in range(n)]; parts = [jobs[k:k+batch_size] for k in range(0, len(jobs), batch_size)]
-    for part in _bar(parts[rank::sharers], progress and rank==0, f'drawing {folder.name}'):
+    for part in _bar(parts[among.rank::among.n], progress and among.main, f'drawing {folder.name}'):
         if all(is_image(image_file(folder, *j)) for j in part): continue
         for j,x in zip(part, draw_jobs(flow, prompts, part, times, seed, base)): write_whole(image_file(folder, *j), _png(x))
-    agreed(lambda: None)   # all images are there
+    among.share(lambda: None)   # all images are there
 
 # %% ../nbs/23_evaluate.ipynb #f4559746
 def saved_images(

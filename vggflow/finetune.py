@@ -133,8 +133,9 @@ def unlike(
         r['about'] = {k: r['about'][k] for k in both}
         if sums: del r['reward']
     if partial: old = {k: {n: old[k].get(n) for n in v} if isinstance(v, dict) else old.get(k) for k,v in record.items()}
+    name = lambda d: d.split(':')[0].split('.')[-1]
     may = _may_change-{'updates'} if cosine else _may_change   # to go on would take the learning rate up again
-    return [d+' (where the cosine schedule ends)'*(cosine and 'updates' in d) for d in differences(old, record) if d.split(':')[0].split('.')[-1] not in may]
+    return [d+' (where the cosine schedule ends)'*(name(d)=='updates') for d in differences(old, record) if name(d) not in may]
 
 # %% ../nbs/05_finetune.ipynb #8e27d4b6
 def claim_folder(
