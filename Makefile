@@ -53,15 +53,15 @@ export: setup ## notebooks -> vggflow/ and README.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export && $(MAKE) -s readme
 
 readme: setup ## nbs/index.ipynb -> README.md
-	@$(BIN)/python -m vggflow.experiments readme
+	@$(BIN)/python -m vggflow.experiments.cards readme
 
 register: setup ## run the page of the equations again and print what no cell checks
-	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/equations.ipynb
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/equations.ipynb && $(BIN)/vggflow equations --missing
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/equations.ipynb
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/pages/equations.ipynb && $(BIN)/vggflow equations --missing
 
 claims: setup ## the pages of results and claims and the claims' JSON file again, from the tables in data/results
-	@for p in results claims; do PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$p.ipynb && \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/$$p.ipynb || exit 1; done
+	@for p in results claims; do PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/$$p.ipynb && \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/pages/$$p.ipynb || exit 1; done
 	@$(BIN)/vggflow claims --write
 
 site: $(SITE)/.setup-stamp ## the notebooks as web pages, in _site/html (an environment of its own; nothing is executed)

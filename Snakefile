@@ -1,8 +1,8 @@
-# The graph: run cards -> executed notebooks -> result tables -> figures. Called by `vggflow figures` (vggflow.experiments.make_figures);
+# The graph: run cards -> executed notebooks -> result tables -> figures. Called by `vggflow figures` (vggflow.experiments.cards.make_figures);
 # on a cluster: vggflow figures --profile paper --executor slurm --jobs 20, or snakemake itself with --config profile=paper.
 # Checkpoints and metrics of a run are not declared: Snakemake would delete them when a job fails, and they are what a run resumes from.
 import sys
-from vggflow.experiments import make_plan, template_path
+from vggflow.experiments.cards import make_plan, template_path
 
 names = lambda key: [n for n in str(config.get(key) or "").split(",") if n]
 PROFILE,FRESH = config.get("profile", "quick"),bool(int(config.get("fresh", 0)))

@@ -4,7 +4,7 @@
     python benchmarks/sd3_gpu.py --size small             # the same code on a small transformer, in seconds on a CPU
     python benchmarks/sd3_gpu.py --size medium --count    # operations at full size, on no device at all
 
-Beside the methods stands a loop with the passes of the public preview (vggflow.cost.reference_update). Every ratio is to that loop, measured
+Beside the methods stands a loop with the passes of the public preview (vggflow.methods.cost.reference_update). Every ratio is to that loop, measured
 in the same run. Weights are random and prompts' embeddings too: costs do not depend on them, and nothing is downloaded.
 """
 import argparse, csv, gc, json, platform, statistics, sys, time
@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
-from vggflow.torchvision_cpu import cure; cure()
+from vggflow.common.torchvision_cpu import cure; cure()
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPConfig, CLIPModel
 from vggflow import __version__
-from vggflow.cost import flops, one_update, reference_update, sampling, update_passes
-from vggflow.flow import time_grid
-from vggflow.methods import AdjointMatching, Batch, DRaFT, ReFL, VGGFlow, VGGFlowPMP
-from vggflow.sd3 import SD3Flow
+from vggflow.methods.cost import flops, one_update, reference_update, sampling, update_passes
+from vggflow.theory.flow import time_grid
+from vggflow.methods.methods import AdjointMatching, Batch, DRaFT, ReFL, VGGFlow, VGGFlowPMP
+from vggflow.worlds.sd3 import SD3Flow
 
 SIZES = dict(   # transformer, decoder, CLIP; `medium` is stabilityai/stable-diffusion-3-medium and the ViT-H/14 of PickScore and HPSv2
     small=dict(   # a miniature: its parts' shares of the operations are like those of `medium` at 512

@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent; ROOT = HERE.parent; NBS = ROOT/'nbs'; OUT = ROOT/'_site'
 sys.path.insert(0, str(ROOT))
-from vggflow.equations import CORRECTIONS, EQUATIONS, STATEMENTS, equation_name, equation_table, equation_totals
+from vggflow.common.equations import CORRECTIONS, EQUATIONS, STATEMENTS, equation_name, equation_table, equation_totals
 
 ITEMS = {*EQUATIONS, *STATEMENTS, *CORRECTIONS}
 source = lambda c: ''.join(c['source'])

@@ -30,11 +30,11 @@ class Module:
 _setup_privateuseone_for_python_backend('gpu', backend_module=Module)
 import test_rewards
 from tiny_sd3 import make_tiny_sd3
-from vggflow import emoji, metrics, rewards
-from vggflow.evaluate import draw
-from vggflow.finetune import FinetuneConfig, finetune
-from vggflow.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
-from vggflow.sd3 import SD3Flow
+from vggflow.worlds import emoji; from vggflow.judging import metrics, rewards
+from vggflow.judging.evaluation import draw
+from vggflow.training.loop import FinetuneConfig, finetune
+from vggflow.methods.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
+from vggflow.worlds.sd3 import SD3Flow
 
 aten = torch.ops.aten
 

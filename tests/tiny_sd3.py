@@ -49,7 +49,7 @@ def make_tiny_sd3(
     **sizes # width, size, channels, layers, heads
 ): # The folder, or the pipeline where there is none
     "A whole `StableDiffusion3Pipeline`: images of 16 x 16, latents of 4 x 8 x 8, random weights"
-    from vggflow.sd3 import quietly
+    from vggflow.worlds.sd3 import quietly
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     with torch.random.fork_rng(), quietly():
         torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def make_tiny_sd3(
 
 def make_tiny_taesd(folder, channels=4, seed=0):
     "An `AutoencoderTiny` that fits the pipeline, as TAESD3 fits the real one"
-    from vggflow.sd3 import quietly
+    from vggflow.worlds.sd3 import quietly
     from diffusers import AutoencoderTiny
     with torch.random.fork_rng(), quietly():
         torch.manual_seed(seed)

@@ -7,10 +7,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_sd3 import make_tiny_sd3
 from torch.distributed.tensor import DTensor
 from vggflow import cli, train
-from vggflow.evaluate import Evaluator, draw
-from vggflow.finetune import FinetuneConfig, Processes, draw_batch, finetune, launched, shard, wants_shards
-from vggflow.flow import GaussianFlow
-from vggflow.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
+from vggflow.judging.evaluation import Evaluator, draw
+from vggflow.training.loop import FinetuneConfig, Processes, draw_batch, finetune, launched, shard, wants_shards
+from vggflow.theory.flow import GaussianFlow
+from vggflow.methods.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
 
 PROMPTS = ['a cat','a red dog','two fish']
 ANALYTIC = dict(vgg=lambda: VGGFlow(beta=2., eta=lambda t: t/2, clip=.7), carried=lambda: VGGFlow(mode='trajectory', mu=.9, clip=.7), jittered=lambda: VGGFlow(mode='exact-jittered'),
@@ -40,7 +40,7 @@ def gaussian(method, **kw):
 
 
 def tiny(method, pipe, guidance_scale=1., out=None, options=None, **kw):
-    from vggflow.sd3 import SD3Flow
+    from vggflow.worlds.sd3 import SD3Flow
     torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2, guidance_scale=guidance_scale, **(options or {}))
     h = finetune(flow, pale, smooth(method), FinetuneConfig(**{**dict(updates=2, batch_size=4, steps=3, transitions=2, lr=.01), **kw}), out=out, prompts=PROMPTS, progress=False)
     assert wants_shards() == any(isinstance(p, DTensor) for p in flow.transformer.parameters()) and not any(isinstance(p, DTensor) for p in flow.trainable_parameters())
@@ -49,7 +49,7 @@ def tiny(method, pipe, guidance_scale=1., out=None, options=None, **kw):
 
 def loaded(folder, t5=False):
     "The tiny pipeline, read from disk, with all its text encoders or without T5"
-    from vggflow.sd3 import StableDiffusion3Pipeline, quietly
+    from vggflow.worlds.sd3 import StableDiffusion3Pipeline, quietly
     with quietly(): return StableDiffusion3Pipeline.from_pretrained(folder/('whole' if t5 else 'tiny'), **({} if t5 else dict(text_encoder_3=None, tokenizer_3=None)))
 
 
@@ -131,7 +131,7 @@ def noise(ps)->dict:
 
 def drawing(ps, pipe, sharded=False)->dict:
     "Images that two processes draw together, and what one draws alone; five batches of three, and seven of which the last is smaller"
-    from vggflow.sd3 import SD3Flow
+    from vggflow.worlds.sd3 import SD3Flow
     torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2, guidance_scale=3.); res = {}
     alone = {n: draw(flow, PROMPTS, n, 3, batch_size=3)[0] for n in (5,7)}
     if sharded: shard(flow, ps.acc)
@@ -143,7 +143,7 @@ def drawing(ps, pipe, sharded=False)->dict:
 
 def judged(ps, pipe)->dict:
     "An evaluation that all call and the first one judges; a fault of the judge is everybody's"
-    from vggflow.sd3 import SD3Flow
+    from vggflow.worlds.sd3 import SD3Flow
     torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2); said = []
     first = dict(perceptual=lambda x: x.flatten(1)) if ps.main else {}
     def judge(x, p): said.append(len(x)); return pale(x)
