@@ -11,165 +11,284 @@ import ast, json, re, textwrap
 from pathlib import Path
 
 # %% ../../nbs/0_common/equations.ipynb #434b175c
-KINDS = ('algebra','closed form','numerical truth','brute force','demonstration')
-VERDICTS = ('holds','holds with a condition','printed form corrected')
+KINDS = ("algebra", "closed form", "numerical truth", "brute force", "demonstration")
+VERDICTS = ("holds", "holds with a condition", "printed form corrected")
 
-def _size(error)->float:
+
+def _size(error) -> float:
     "Largest absolute value of a number, a tensor, an array or a SymPy expression"
-    if hasattr(error, 'free_symbols') or hasattr(error, 'applyfunc'):   # SymPy
-        flat = list(error) if hasattr(error, '__getitem__') else [error]   # a SymPy matrix has no __iter__
-        return max(abs(float(e)) if not e.free_symbols else float('inf') for e in flat)
-    if hasattr(error, 'detach'): error = error.detach().double().abs().max().item()
-    return float(max(map(_size, error)) if hasattr(error, '__iter__') else abs(error))
+    if hasattr(error, "free_symbols") or hasattr(error, "applyfunc"):  # SymPy
+        flat = (
+            list(error) if hasattr(error, "__getitem__") else [error]
+        )  # a SymPy matrix has no __iter__
+        return max(abs(float(e)) if not e.free_symbols else float("inf") for e in flat)
+    if hasattr(error, "detach"):
+        error = error.detach().double().abs().max().item()
+    return float(max(map(_size, error)) if hasattr(error, "__iter__") else abs(error))
 
 # %% ../../nbs/0_common/equations.ipynb #dfecb7d3
 def checked(
-    kind:str, # How: one of `KINDS`
-    error, # What must be small: a number, tensor, array, or a SymPy expression (simplified; it must be 0)
-    tol:float=0., # Largest error allowed
-    verdict:str='holds', # One of `VERDICTS`
-    note:str='' # The condition, or what is wrong in print, in a few words; needed unless the verdict is 'holds'
+    kind: str,  # How: one of `KINDS`
+    error,  # What must be small: a number, tensor, array, or a SymPy expression (simplified; it must be 0)
+    tol: float = 0.0,  # Largest error allowed
+    verdict: str = "holds",  # One of `VERDICTS`
+    note: str = "",  # The condition, or what is wrong in print, in a few words; needed unless the verdict is 'holds'
 ):
     "Assert that `error` is at most `tol` and print the line that the register reads; raises `AssertionError`"
-    if kind not in KINDS: raise ValueError(f'checked: unknown kind {kind!r}: use one of {KINDS}')
-    if verdict not in VERDICTS: raise ValueError(f'checked: unknown verdict {verdict!r}: use one of {VERDICTS}')
-    if verdict!='holds' and not note: raise ValueError(f'checked: {verdict!r} needs a note that says what')
+    if kind not in KINDS:
+        raise ValueError(f"checked: unknown kind {kind!r}: use one of {KINDS}")
+    if verdict not in VERDICTS:
+        raise ValueError(f"checked: unknown verdict {verdict!r}: use one of {VERDICTS}")
+    if verdict != "holds" and not note:
+        raise ValueError(f"checked: {verdict!r} needs a note that says what")
     e = _size(error)
-    assert e<=tol, f'{kind}: error {e:.3g}, allowed {tol:.3g}'
-    print(f'{kind}: error {e:.2g}, allowed {tol:.2g}; {verdict}'+(f': {note}' if note else ''))
+    assert e <= tol, f"{kind}: error {e:.3g}, allowed {tol:.3g}"
+    print(
+        f"{kind}: error {e:.2g}, allowed {tol:.2g}; {verdict}"
+        + (f": {note}" if note else "")
+    )
 
 # %% ../../nbs/0_common/equations.ipynb #47862b8c
 def noticed(
-    error, # The error of the same check on a perturbed or printed form
-    tol:float=0., # The tolerance of the check that passes
-    what:str='perturbed' # What was perturbed, and by how much
+    error,  # The error of the same check on a perturbed or printed form
+    tol: float = 0.0,  # The tolerance of the check that passes
+    what: str = "perturbed",  # What was perturbed, and by how much
 ):
     "Assert that a wrong form fails the same check by more than its tolerance; raises `AssertionError`"
     e = _size(error)
-    assert not e<=tol, f'the check has no teeth: {what} leaves only {e:.3g}, allowed {tol:.3g}'
-    print(f'{what}: error {e:.2g}, allowed {tol:.2g}; noticed')
+    assert not e <= tol, (
+        f"the check has no teeth: {what} leaves only {e:.3g}, allowed {tol:.3g}"
+    )
+    print(f"{what}: error {e:.2g}, allowed {tol:.2g}; noticed")
 
 # %% ../../nbs/0_common/equations.ipynb #5932c3fd
-EQUATIONS = [f'eq-{n:02d}' for n in range(1,46)]
-STATEMENTS = [f'prop-{n}' for n in (2,3,4,5)]+['remark-1','remark-6','algorithm-1']
+EQUATIONS = [f"eq-{n:02d}" for n in range(1, 46)]
+STATEMENTS = [f"prop-{n}" for n in (2, 3, 4, 5)] + ["remark-1", "remark-6", "algorithm-1"]
 # corrections of PAPER that stand outside the numbered equations
-CORRECTIONS = {'correction-fig-1':'Fig. 1 and the text near (16)', 'correction-lambda':'λ called the reward multiplier',
-    'correction-sec-6':'the costate in Sec. 6', 'correction-loops':'open and closed loop in A.2 and the introduction',
-    'correction-tilt':'Limitations: approximates the KL-tilted target', 'correction-subsampling':'Sec. 5.2: the variance of subsampling',
-    'correction-figs-11-12':'legends of Figs. 11 and 12', 'correction-fig-9':'legend of Fig. 9',
-    'correction-figs-6-7':'Figs. 6 and 7 against Table 1'}
+CORRECTIONS = {
+    "correction-fig-1": "Fig. 1 and the text near (16)",
+    "correction-lambda": "λ called the reward multiplier",
+    "correction-sec-6": "the costate in Sec. 6",
+    "correction-loops": "open and closed loop in A.2 and the introduction",
+    "correction-tilt": "Limitations: approximates the KL-tilted target",
+    "correction-subsampling": "Sec. 5.2: the variance of subsampling",
+    "correction-figs-11-12": "legends of Figs. 11 and 12",
+    "correction-fig-9": "legend of Fig. 9",
+    "correction-figs-6-7": "Figs. 6 and 7 against Table 1",
+}
 
 # %% ../../nbs/0_common/equations.ipynb #9087155f
 def tagged_cells(
-    folder # Folder of notebooks, read in the order of their names
-)->list: # (tag, chapter, cell) of every tagged code cell
+    folder,  # Folder of notebooks, read in the order of their names
+) -> list:  # (tag, chapter, cell) of every tagged code cell
     "Cells that carry a tag of the register"
-    known,res = {*EQUATIONS,*STATEMENTS,*CORRECTIONS},[]
-    for nb in sorted(Path(folder).rglob('*.ipynb')):
-        for c in json.loads(nb.read_text())['cells']:
-            for tag in c['metadata'].get('tags', []) if c['cell_type']=='code' else []:
-                if tag.removesuffix('-teeth') in known: res.append((tag, nb.stem, c))
-                elif re.match(r'(eq|prop|remark|algorithm|correction)\b', tag): raise ValueError(f'{nb.name}: unknown tag {tag!r}')
+    known, res = {*EQUATIONS, *STATEMENTS, *CORRECTIONS}, []
+    for nb in sorted(Path(folder).rglob("*.ipynb")):
+        for c in json.loads(nb.read_text())["cells"]:
+            for tag in c["metadata"].get("tags", []) if c["cell_type"] == "code" else []:
+                if tag.removesuffix("-teeth") in known:
+                    res.append((tag, nb.stem, c))
+                elif re.match(r"(eq|prop|remark|algorithm|correction)\b", tag):
+                    raise ValueError(f"{nb.name}: unknown tag {tag!r}")
     return res
 
 # %% ../../nbs/0_common/equations.ipynb #c53b6424
-def _calls(source:str, name:str)->list:
+def _calls(source: str, name: str) -> list:
     "Calls of `name` in a source"
-    return [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and getattr(n.func, 'id', '')==name]
+    return [
+        n
+        for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.Call) and getattr(n.func, "id", "") == name
+    ]
 
-def _literal(call, place:int, key:str, default):
+
+def _literal(call, place: int, key: str, default):
     "An argument of a call that is written out"
-    node = call.args[place] if len(call.args)>place else next((k.value for k in call.keywords if k.arg==key), None)
+    node = (
+        call.args[place]
+        if len(call.args) > place
+        else next((k.value for k in call.keywords if k.arg == key), None)
+    )
     return default if node is None else ast.literal_eval(node)
 
-def _printed(cell)->str: return ''.join(''.join(o.get('text', '')) for o in cell['outputs'] if o['output_type']=='stream')
+
+def _printed(cell) -> str:
+    return "".join(
+        "".join(o.get("text", "")) for o in cell["outputs"] if o["output_type"] == "stream"
+    )
 
 # %% ../../nbs/0_common/equations.ipynb #b6418a29
 def read_check(
-    chapter:str, # Name of the notebook, for messages
-    cell:dict # A checking cell: exactly one call of `checked`, with kind, verdict and note written out
-)->dict: # kind, error and tolerance as printed, verdict, note; raises ValueError for a cell that checks nothing
+    chapter: str,  # Name of the notebook, for messages
+    cell: dict,  # A checking cell: exactly one call of `checked`, with kind, verdict and note written out
+) -> dict:  # kind, error and tolerance as printed, verdict, note; raises ValueError for a cell that checks nothing
     "What a checking cell says it checks, and the error that it printed"
-    source = ''.join(cell['source']); calls = _calls(source, 'checked')
-    if len(calls)!=1: raise ValueError(f'{chapter}: a cell tagged {cell["metadata"]["tags"]} has {len(calls)} calls of checked; it needs one')
-    found = re.search(r'error (\S+), allowed (\S+);', _printed(cell))
-    if not found: raise ValueError(f'{chapter}: the cell tagged {cell["metadata"]["tags"]} has no printed result; run the notebook and keep its outputs')
-    return dict(kind=_literal(calls[0], 0, 'kind', ''), error=found[1], tol=found[2], verdict=_literal(calls[0], 3, 'verdict', 'holds'),
-                note=_literal(calls[0], 4, 'note', ''))
+    source = "".join(cell["source"])
+    calls = _calls(source, "checked")
+    if len(calls) != 1:
+        raise ValueError(
+            f"{chapter}: a cell tagged {cell['metadata']['tags']} has {len(calls)} calls of checked; it needs one"
+        )
+    found = re.search(r"error (\S+), allowed (\S+);", _printed(cell))
+    if not found:
+        raise ValueError(
+            f"{chapter}: the cell tagged {cell['metadata']['tags']} has no printed result; run the notebook and keep its outputs"
+        )
+    return dict(
+        kind=_literal(calls[0], 0, "kind", ""),
+        error=found[1],
+        tol=found[2],
+        verdict=_literal(calls[0], 3, "verdict", "holds"),
+        note=_literal(calls[0], 4, "note", ""),
+    )
 
 # %% ../../nbs/0_common/equations.ipynb #4137327d
 def equation_table(
-    folder # Folder of the chapters
-)->list: # One dict for each item: item, chapter, kind, error, tol, teeth (their number), verdict (the worst), note
+    folder,  # Folder of the chapters
+) -> list:  # One dict for each item: item, chapter, kind, error, tol, teeth (their number), verdict (the worst), note
     "The register; an item without a check has verdict 'missing'"
-    cells = tagged_cells(folder); rows = []
+    cells = tagged_cells(folder)
+    rows = []
     for item in (*EQUATIONS, *STATEMENTS, *CORRECTIONS):
-        at = [(ch, read_check(ch, c)) for tag,ch,c in cells if tag==item]
-        teeth = sum(len(_calls(''.join(c['source']), 'noticed')) for tag,_,c in cells if tag==item+'-teeth')
-        join = lambda k: ', '.join(r[k] for _,r in at)   # one for each checking cell
-        verdict = max((r['verdict'] for _,r in at), key=VERDICTS.index) if at else 'missing'
-        rows.append(dict(item=item, chapter=', '.join(dict.fromkeys(ch for ch,_ in at)), kind=join('kind'), error=join('error'),
-                         tol=join('tol'), teeth=teeth, verdict=verdict, note='; '.join(dict.fromkeys(r['note'] for _,r in at if r['note']))))
+        at = [(ch, read_check(ch, c)) for tag, ch, c in cells if tag == item]
+        teeth = sum(
+            len(_calls("".join(c["source"]), "noticed"))
+            for tag, _, c in cells
+            if tag == item + "-teeth"
+        )
+        join = lambda k: ", ".join(r[k] for _, r in at)  # one for each checking cell
+        verdict = (
+            max((r["verdict"] for _, r in at), key=VERDICTS.index) if at else "missing"
+        )
+        rows.append(
+            dict(
+                item=item,
+                chapter=", ".join(dict.fromkeys(ch for ch, _ in at)),
+                kind=join("kind"),
+                error=join("error"),
+                tol=join("tol"),
+                teeth=teeth,
+                verdict=verdict,
+                note="; ".join(dict.fromkeys(r["note"] for _, r in at if r["note"])),
+            )
+        )
     return rows
 
 # %% ../../nbs/0_common/equations.ipynb #1ac6d155
 def equation_name(
-    item:str # A tag of the register
-)->str: # As a reader writes it
+    item: str,  # A tag of the register
+) -> str:  # As a reader writes it
     "(12), Prop. 4, Remark 1, Algorithm 1, or the place of a correction"
-    if item in CORRECTIONS: return CORRECTIONS[item]
-    kind,n = item.split('-')
-    return f'({int(n)})' if kind=='eq' else {'prop':'Prop. ','remark':'Remark ','algorithm':'Algorithm '}[kind]+n
+    if item in CORRECTIONS:
+        return CORRECTIONS[item]
+    kind, n = item.split("-")
+    return (
+        f"({int(n)})"
+        if kind == "eq"
+        else {"prop": "Prop. ", "remark": "Remark ", "algorithm": "Algorithm "}[kind] + n
+    )
 
 # %% ../../nbs/0_common/equations.ipynb #ac487cfd
 def unchecked(
-    rows:list # From `equation_table`
-)->list: # Those that no cell checks, or whose check has no teeth
+    rows: list,  # From `equation_table`
+) -> list:  # Those that no cell checks, or whose check has no teeth
     "What is still to be done"
-    return [r for r in rows if r['verdict']=='missing' or not r['teeth']]
+    return [r for r in rows if r["verdict"] == "missing" or not r["teeth"]]
 
 # %% ../../nbs/0_common/equations.ipynb #54bbb857
 def equation_totals(
-    rows:list # From `equation_table`
-)->str: # One line
+    rows: list,  # From `equation_table`
+) -> str:  # One line
     "How many items of each kind are checked with teeth, and with which verdicts"
-    bad = {r['item'] for r in unchecked(rows)}
+    bad = {r["item"] for r in unchecked(rows)}
+
     def part(known, what):
-        mine = [r['item'] for r in rows if r['item'] in known]
-        return f'{len(mine)-len(bad.intersection(mine))} of {len(mine)} {what}' if mine else ''
-    parts = filter(None, (part(EQUATIONS, 'equations'), part(STATEMENTS, 'propositions, remarks and algorithms'),
-                          part(CORRECTIONS, 'further corrections')))
-    verdicts = [f"{n} × {v}" for v in (*VERDICTS, 'missing') if (n := sum(r['verdict']==v for r in rows))]
+        mine = [r["item"] for r in rows if r["item"] in known]
+        return (
+            f"{len(mine) - len(bad.intersection(mine))} of {len(mine)} {what}"
+            if mine
+            else ""
+        )
+
+    parts = filter(
+        None,
+        (
+            part(EQUATIONS, "equations"),
+            part(STATEMENTS, "propositions, remarks and algorithms"),
+            part(CORRECTIONS, "further corrections"),
+        ),
+    )
+    verdicts = [
+        f"{n} × {v}"
+        for v in (*VERDICTS, "missing")
+        if (n := sum(r["verdict"] == v for r in rows))
+    ]
     return f"{', '.join(parts)} checked, with teeth ({', '.join(verdicts)})"
 
 # %% ../../nbs/0_common/equations.ipynb #b0fe8cad
-HEAD = ('equation','chapter','kind of check','error','allowed','teeth','verdict','note')
+HEAD = (
+    "equation",
+    "chapter",
+    "kind of check",
+    "error",
+    "allowed",
+    "teeth",
+    "verdict",
+    "note",
+)
 
-def _cells(r:dict)->list:
-    return [equation_name(r['item']), r['chapter'], r['kind'], r['error'], r['tol'], str(r['teeth']), r['verdict'], r['note']]
 
-def _text_rows(body:list, width:int)->list:
+def _cells(r: dict) -> list:
+    return [
+        equation_name(r["item"]),
+        r["chapter"],
+        r["kind"],
+        r["error"],
+        r["tol"],
+        str(r["teeth"]),
+        r["verdict"],
+        r["note"],
+    ]
+
+
+def _text_rows(body: list, width: int) -> list:
     "Lines of at most `width` characters where that is possible; the note beside the verdict or, where that is narrow, under it"
-    tall = [[s.replace(', ', '\n') for s in r[:6]] for r in body]   # several checks of one item under each other
+    tall = [
+        [s.replace(", ", "\n") for s in r[:6]] for r in body
+    ]  # several checks of one item under each other
     tall = [[textwrap.fill(r[0], 20), *r[1:]] for r in tall]
-    w = [max(len(l) for r in [HEAD[:6],*tall] for l in r[i].split('\n')) for i in range(6)]
-    left = sum(w)+12; beside = width-left>=30; res = []
-    for r,(*_,verdict,note) in zip([[*HEAD[:6]],*tall], [HEAD,*body]):
-        says = verdict+(f': {note}' if note else '')
-        last = textwrap.wrap(says, width-left if beside else width-4) or ['']
-        cols = [*[c.split('\n') for c in r], last if beside else []]
-        for k in range(max(map(len, cols))): res.append('  '.join((c[k] if k<len(c) else '').ljust(n) for c,n in zip(cols, [*w,0])).rstrip())
-        if not beside: res += ['    '+l for l in last]
+    w = [max(len(l) for r in [HEAD[:6], *tall] for l in r[i].split("\n")) for i in range(6)]
+    left = sum(w) + 12
+    beside = width - left >= 30
+    res = []
+    for r, (*_, verdict, note) in zip([[*HEAD[:6]], *tall], [HEAD, *body]):
+        says = verdict + (f": {note}" if note else "")
+        last = textwrap.wrap(says, width - left if beside else width - 4) or [""]
+        cols = [*[c.split("\n") for c in r], last if beside else []]
+        for k in range(max(map(len, cols))):
+            res.append(
+                "  ".join(
+                    (c[k] if k < len(c) else "").ljust(n) for c, n in zip(cols, [*w, 0])
+                ).rstrip()
+            )
+        if not beside:
+            res += ["    " + l for l in last]
     return res
 
 # %% ../../nbs/0_common/equations.ipynb #a20e343c
 def equation_report(
-    rows:list, # From `equation_table`
-    markdown:bool=False, # A Markdown table instead of aligned text
-    width:int=160 # Characters to a line of the text form
-)->str: # The table and a line of totals
+    rows: list,  # From `equation_table`
+    markdown: bool = False,  # A Markdown table instead of aligned text
+    width: int = 160,  # Characters to a line of the text form
+) -> str:  # The table and a line of totals
     "The register as text"
-    body,total = [_cells(r) for r in rows],equation_totals(rows)
-    if not markdown: return '\n'.join([*_text_rows(body, width), '', *textwrap.wrap(total, width)])
-    line = lambda c: '| '+' | '.join(s.replace('|', r'\|') for s in c)+' |'
-    return '\n'.join([line(HEAD), '|'.join(['']+['---']*len(HEAD)+['']), *map(line, body)])+f'\n\n{total}.'
+    body, total = [_cells(r) for r in rows], equation_totals(rows)
+    if not markdown:
+        return "\n".join([*_text_rows(body, width), "", *textwrap.wrap(total, width)])
+    line = lambda c: "| " + " | ".join(s.replace("|", r"\|") for s in c) + " |"
+    return (
+        "\n".join(
+            [line(HEAD), "|".join([""] + ["---"] * len(HEAD) + [""]), *map(line, body)]
+        )
+        + f"\n\n{total}."
+    )

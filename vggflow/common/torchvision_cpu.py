@@ -9,25 +9,36 @@ __all__ = ['SCHEMAS', 'declare_missing', 'cure']
 import sys, importlib.abc
 
 # %% ../../nbs/0_common/torchvision_cpu.ipynb #d4b2af24
-SCHEMAS = ["nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-           "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"]
+SCHEMAS = [
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+]
 
-def declare_missing()->list: # Names declared by this call
+
+def declare_missing() -> list:  # Names declared by this call
     "Declare torchvision's `nms` and `qnms` where they do not exist"
-    import torch # here, so that `import vggflow`, which installs the cure, stays light
-    new = [s for s in SCHEMAS if not hasattr(torch.ops.torchvision, s.split('(')[0])]
+    import torch  # here, so that `import vggflow`, which installs the cure, stays light
+
+    new = [s for s in SCHEMAS if not hasattr(torch.ops.torchvision, s.split("(")[0])]
     if new:
-        declare_missing.library = torch.library.Library('torchvision', 'FRAGMENT') # lives as long as the process
-        for s in new: declare_missing.library.define(s)
-    return [s.split('(')[0] for s in new]
+        declare_missing.library = torch.library.Library(
+            "torchvision", "FRAGMENT"
+        )  # lives as long as the process
+        for s in new:
+            declare_missing.library.define(s)
+    return [s.split("(")[0] for s in new]
 
 # %% ../../nbs/0_common/torchvision_cpu.ipynb #fd3edac8
 class _Cure(importlib.abc.MetaPathFinder):
     "Declares the schemas just before `torchvision._meta_registrations` is imported, and finds nothing itself"
+
     def find_spec(self, name, path=None, target=None):
-        if name == 'torchvision._meta_registrations': declare_missing()
+        if name == "torchvision._meta_registrations":
+            declare_missing()
         return None
+
 
 def cure():
     "Install the cure once; costs nothing where torchvision is absent or whole"
-    if not any(isinstance(f, _Cure) for f in sys.meta_path): sys.meta_path.insert(0, _Cure())
+    if not any(isinstance(f, _Cure) for f in sys.meta_path):
+        sys.meta_path.insert(0, _Cure())

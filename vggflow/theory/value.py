@@ -12,22 +12,37 @@ from torch import nn, Tensor
 from .flow import FlowModel, expand_as, in_portions
 
 # %% ../../nbs/1_theory/value.ipynb #1d2137fa
-eta_schedules = {'t^2': lambda t: t**2, 't': lambda t: t, '1': torch.ones_like, '0': torch.zeros_like}
+eta_schedules = {
+    "t^2": lambda t: t**2,
+    "t": lambda t: t,
+    "1": torch.ones_like,
+    "0": torch.zeros_like,
+}
+
 
 def gaussian_eta(
-    s:float # Standard deviation of the data, positive
-): # Callable (B,) -> (B,)
+    s: float,  # Standard deviation of the data, positive
+):  # Callable (B,) -> (B,)
     "η_t = s/σ_t with σ_t² = (1−t)² + t²s²: exact for N(m, s²) data and a linear reward, with ν ≡ 0"
-    if s<=0: raise ValueError(f"eta 's/sigma:{s:g}': the standard deviation of the data must be positive")
-    return lambda t: s/((1-t)**2+t**2*s**2).sqrt()
+    if s <= 0:
+        raise ValueError(
+            f"eta 's/sigma:{s:g}': the standard deviation of the data must be positive"
+        )
+    return lambda t: s / ((1 - t) ** 2 + t**2 * s**2).sqrt()
+
 
 def eta_schedule(
-    eta, # 't^2' (the paper's default), 't', '1', '0', 's/sigma:0.6' (`gaussian_eta`), or a callable of the times (B,)
-): # Callable (B,) -> (B,)
+    eta,  # 't^2' (the paper's default), 't', '1', '0', 's/sigma:0.6' (`gaussian_eta`), or a callable of the times (B,)
+):  # Callable (B,) -> (B,)
     "The weight η_t of the forward-looking term (16); raises `ValueError` for an unknown name"
-    if callable(eta): return eta
-    if str(eta).startswith('s/sigma:'): return gaussian_eta(float(str(eta).split(':')[1]))
-    if str(eta) not in eta_schedules: raise ValueError(f'unknown eta schedule {eta!r}: use one of {list(eta_schedules)}, s/sigma:0.6 (with the standard deviation of the data) or a callable of t')
+    if callable(eta):
+        return eta
+    if str(eta).startswith("s/sigma:"):
+        return gaussian_eta(float(str(eta).split(":")[1]))
+    if str(eta) not in eta_schedules:
+        raise ValueError(
+            f"unknown eta schedule {eta!r}: use one of {list(eta_schedules)}, s/sigma:0.6 (with the standard deviation of the data) or a callable of t"
+        )
     return eta_schedules[str(eta)]
 
 # %% ../../nbs/1_theory/value.ipynb #e754e1e3
@@ -48,11 +63,11 @@ def clip_factors(
 
 # %% ../../nbs/1_theory/value.ipynb #82342b64
 def reward_gradient(
-    flow:FlowModel, # The flow, for `decode`
-    reward, # Callable (images, prompts) -> (B,), differentiable
-    x:Tensor, # Clean states x̂_1, shape (B, ...)
-    cond=None, # Prompts or None
-)->Tensor: # ∇r, shape of `x`
+    flow: FlowModel,  # The flow, for `decode`
+    reward,  # Callable (images, prompts) -> (B,), differentiable
+    x: Tensor,  # Clean states x̂_1, shape (B, ...)
+    cond=None,  # Prompts or None
+) -> Tensor:  # ∇r, shape of `x`
     "Gradient of the reward of the decoded states with respect to them"
 
     def gradient(x, cond):
@@ -69,32 +84,44 @@ def score(
     cond=None,  # Prompts or None
 ) -> Tensor:  # Rewards, shape (B,)
     "The reward of the decoded states, without a graph"
-    return in_portions(lambda x, cond: reward(flow.decode(x), cond), "without_gradients", x, cond)
+    return in_portions(
+        lambda x, cond: reward(flow.decode(x), cond), "without_gradients", x, cond
+    )
 
 # %% ../../nbs/1_theory/value.ipynb #83ce87dd
 class ValueGradient(nn.Module):
     "g(x,t) = −η_t sg(∇r(x̂_1)) + ν_φ(x,t), the gradient of the value function (16)"
-    def __init__(self,
-        flow:FlowModel, # The flow: its finetuned velocity makes the one-step prediction
-        reward, # Callable (images, prompts) -> (B,), differentiable
-        correction:nn.Module=None, # ν_φ, called as ν(x, t, cond, hints); None is ν ≡ 0
-        eta='t^2', # Schedule of the forward-looking term, see `eta_schedule`
-        clip:float=None # Quantile of the batch at which reward gradients are clipped; the paper uses 0.8
+
+    def __init__(
+        self,
+        flow: FlowModel,  # The flow: its finetuned velocity makes the one-step prediction
+        reward,  # Callable (images, prompts) -> (B,), differentiable
+        correction: nn.Module = None,  # ν_φ, called as ν(x, t, cond, hints); None is ν ≡ 0
+        eta="t^2",  # Schedule of the forward-looking term, see `eta_schedule`
+        clip: float = None,  # Quantile of the batch at which reward gradients are clipped; the paper uses 0.8
     ):
         super().__init__()
-        self.__dict__.update(flow=flow, reward=reward)   # not submodules: their parameters are not ours
-        self.correction,self.eta,self.clip = correction,eta_schedule(eta),clip
+        self.__dict__.update(
+            flow=flow, reward=reward
+        )  # not submodules: their parameters are not ours
+        self.correction, self.eta, self.clip = correction, eta_schedule(eta), clip
         one = torch.ones(1)
         self.meets_boundary = bool(torch.allclose(self.eta(one), one))
-        self.register_buffer('unit', torch.tensor(float('nan')))   # RMS of ∇r, set on the first batch
+        self.register_buffer(
+            "unit", torch.tensor(float("nan"))
+        )  # RMS of ∇r, set on the first batch
 
 # %% ../../nbs/1_theory/value.ipynb #132c936a
 @patch
-def reward_gradient(self:ValueGradient, x, t, cond=None, v=None)->Tensor:
+def reward_gradient(self: ValueGradient, x, t, cond=None, v=None) -> Tensor:
     "∇r(x̂_1) at the one-step prediction; `v` is the velocity at (x, t) if known"
-    with torch.no_grad():   # forward-mode derivatives pass through; no graph reaches θ or the reward
-        if v is None: v = self.flow.velocity(x, t, cond)
-        return reward_gradient(self.flow, self.reward, x+(1-expand_as(t, x))*v, cond)
+    with (
+        torch.no_grad()
+    ):  # forward-mode derivatives pass through; no graph reaches θ or the reward
+        if v is None:
+            v = self.flow.velocity(x, t, cond)
+        return reward_gradient(self.flow, self.reward, x + (1 - expand_as(t, x)) * v, cond)
+
 
 @patch
 def measure(self: ValueGradient, x, t, cond=None, v=None, over_batch=None) -> tuple:
@@ -108,18 +135,22 @@ def measure(self: ValueGradient, x, t, cond=None, v=None, over_batch=None) -> tu
 
 # %% ../../nbs/1_theory/value.ipynb #4348b0bb
 @patch
-def nu(self:ValueGradient, x, t, cond, v, rg)->Tensor:
+def nu(self: ValueGradient, x, t, cond, v, rg) -> Tensor:
     "The learned correction ν_φ, shape of `x`"
-    if self.correction is None: return torch.zeros_like(x)
-    unit,left = self.unit.nan_to_num(1.),1-expand_as(t, x)
-    out = unit*self.correction(x, t, cond, (left*v, rg/unit))
-    return left*out if self.meets_boundary else out
+    if self.correction is None:
+        return torch.zeros_like(x)
+    unit, left = self.unit.nan_to_num(1.0), 1 - expand_as(t, x)
+    out = unit * self.correction(x, t, cond, (left * v, rg / unit))
+    return left * out if self.meets_boundary else out
+
 
 @patch
-def forward(self:ValueGradient, x, t, cond=None, v=None, factors=None, rg=None)->Tensor:
+def forward(self: ValueGradient, x, t, cond=None, v=None, factors=None, rg=None) -> Tensor:
     "g, shape of `x`; `v`, `rg` = ∇r(x̂_1) and the clip factors (B,) where they are known already"
     if v is None:
-        with torch.no_grad(): v = self.flow.velocity(x, t, cond)
-    if rg is None: rg = self.reward_gradient(x, t, cond, v)
-    w = self.eta(t) if factors is None else self.eta(t)*factors
-    return self.nu(x, t, cond, v, rg)-expand_as(w, x)*rg
+        with torch.no_grad():
+            v = self.flow.velocity(x, t, cond)
+    if rg is None:
+        rg = self.reward_gradient(x, t, cond, v)
+    w = self.eta(t) if factors is None else self.eta(t) * factors
+    return self.nu(x, t, cond, v, rg) - expand_as(w, x) * rg
