@@ -8,85 +8,107 @@ __all__ = ['pullback', 'sweep', 'costates', 'memoryless_noise', 'memoryless_samp
 # %% ../../nbs/1_theory/adjoint.ipynb #2fce2a4f
 import torch
 from torch import Tensor
+
 from .flow import FlowModel, Trajectory
 
 # %% ../../nbs/1_theory/adjoint.ipynb #d566c4c3
 def pullback(
-    flow:FlowModel, # The flow
-    x:Tensor, # States, shape (B, ...)
-    t:Tensor, # Times, shape (B,)
-    g:Tensor, # Cotangents, shape of `x`
-    cond=None # Prompts or None
-)->tuple: # (v_base, [∇v_base]ᵀ g), both detached, shape of `x`
+    flow: FlowModel,  # The flow
+    x: Tensor,  # States, shape (B, ...)
+    t: Tensor,  # Times, shape (B,)
+    g: Tensor,  # Cotangents, shape of `x`
+    cond=None,  # Prompts or None
+) -> tuple:  # (v_base, [∇v_base]ᵀ g), both detached, shape of `x`
     "One evaluation and one VJP of the base velocity"
     y = x.detach().requires_grad_()
-    with torch.enable_grad(): v = flow.base_velocity(y, t, cond)
-    return v.detach(),torch.autograd.grad(v, y, g.detach().to(v.dtype), materialize_grads=True)[0]
+    with torch.enable_grad():
+        v = flow.base_velocity(y, t, cond)
+    return v.detach(), torch.autograd.grad(
+        v, y, g.detach().to(v.dtype), materialize_grads=True
+    )[0]
 
 # %% ../../nbs/1_theory/adjoint.ipynb #10a6830f
 def sweep(
-    flow:FlowModel, # The flow; only its base velocity is used
-    tr:Trajectory, # A stored trajectory of N steps
-    g1:Tensor, # a_N, for example −∇r(x_N), shape (B, ...)
-    cond=None, # Prompts or None
-    rate=lambda pulled,a,t,h: pulled, # −ȧ from [∇v_base]ᵀ a and a; the default is (20)
-    blend=lambda a,k: a # What is pulled back in the place of a_k, 0 < k < N
-)->tuple: # (a_0 … a_N, (N+1, B, ...); v_base at x_0 … x_{N−1}, (N, B, ...)), detached
+    flow: FlowModel,  # The flow; only its base velocity is used
+    tr: Trajectory,  # A stored trajectory of N steps
+    g1: Tensor,  # a_N, for example −∇r(x_N), shape (B, ...)
+    cond=None,  # Prompts or None
+    rate=lambda pulled, a, t, h: pulled,  # −ȧ from [∇v_base]ᵀ a and a; the default is (20)
+    blend=lambda a, k: a,  # What is pulled back in the place of a_k, 0 < k < N
+) -> tuple:  # (a_0 … a_N, (N+1, B, ...); v_base at x_0 … x_{N−1}, (N, B, ...)), detached
     "Backward along a trajectory, one VJP a step: a_k = a + h·rate, with a = a_{k+1} or what `blend` makes of it"
     times = tr.times.to(g1.device)
-    a,res,base = g1.detach(),[g1.detach()],[]
-    for k in reversed(range(len(times)-1)):
-        t,h = times[k],times[k+1]-times[k]
-        v,pulled = pullback(flow, tr.x[k], t.expand(len(a)), a, cond)
-        res.append(a+h*rate(pulled, a, t, h)); base.append(v)
+    a = g1.detach()
+    res = [g1.detach()]
+    base = []
+    for k in reversed(range(len(times) - 1)):
+        t = times[k]
+        h = times[k + 1] - times[k]
+        v, pulled = pullback(flow, tr.x[k], t.expand(len(a)), a, cond)
+        res.append(a + h * rate(pulled, a, t, h))
+        base.append(v)
         a = blend(res[-1], k) if k else None
-    return torch.stack(res[::-1]),torch.stack(base[::-1])
+    return torch.stack(res[::-1]), torch.stack(base[::-1])
 
 # %% ../../nbs/1_theory/adjoint.ipynb #5a00b8f3
 def costates(
-    flow:FlowModel, # The flow; only its base velocity is used
-    tr:Trajectory, # A stored trajectory of N steps
-    g1:Tensor, # a_N, for example −∇r(x_N), shape (B, ...)
-    cond=None, # Prompts or None
-)->Tensor: # a_0 … a_N, shape (N+1, B, ...), detached
+    flow: FlowModel,  # The flow; only its base velocity is used
+    tr: Trajectory,  # A stored trajectory of N steps
+    g1: Tensor,  # a_N, for example −∇r(x_N), shape (B, ...)
+    cond=None,  # Prompts or None
+) -> Tensor:  # a_0 … a_N, shape (N+1, B, ...), detached
     "Lean adjoint a_k = a_{k+1} + h [∇v_base(x_k)]ᵀ a_{k+1} (20), (22)"
     return sweep(flow, tr, g1, cond)[0]
 
 # %% ../../nbs/1_theory/adjoint.ipynb #234fd3f2
 def memoryless_noise(
-    t:Tensor, # Time, scalar tensor
-    h:Tensor # Step, scalar tensor
-)->Tensor: # s, scalar tensor
+    t: Tensor,  # Time, scalar tensor
+    h: Tensor,  # Step, scalar tensor
+) -> Tensor:  # s, scalar tensor
     "s = √(2(1 − t)/(t + h)), the noise of the memoryless SDE at the start of a step"
-    return (2*(1-t)/(t+h)).sqrt()
+    return (2 * (1 - t) / (t + h)).sqrt()
 
 # %% ../../nbs/1_theory/adjoint.ipynb #ee021465
 def memoryless_sample(
-    flow:FlowModel, # The flow
-    x0:Tensor, # Noise, shape (B, ...)
-    times:Tensor, # Increasing times from 0 to 1, shape (N+1,)
-    generator=None, # `torch.Generator` of the steps' noise, on any device
-    cond=None, # Prompts or None
-    base:bool=False, # Follow the base velocity instead of the finetuned one
-    noise:Tensor=None # The steps' noise, shape (N, B, ...), where it is drawn already
-)->Trajectory: # States, and the velocities at them
+    flow: FlowModel,  # The flow
+    x0: Tensor,  # Noise, shape (B, ...)
+    times: Tensor,  # Increasing times from 0 to 1, shape (N+1,)
+    generator=None,  # `torch.Generator` of the steps' noise, on any device
+    cond=None,  # Prompts or None
+    base: bool = False,  # Follow the base velocity instead of the finetuned one
+    noise: Tensor = None,  # The steps' noise, shape (N, B, ...), where it is drawn already
+) -> Trajectory:  # States, and the velocities at them
     "Euler–Maruyama for dX = (2v − X/t) dt + s dB, t → t + h in both denominators; follows the caller's gradient mode"
     field = flow.base_velocity if base else flow.velocity
     where = generator.device if generator is not None else x0.device
-    x,xs,vs = x0,[x0],[]
-    draw = lambda k: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=where).to(x.device) if noise is None else noise[k]
-    for k,(t,h) in enumerate(zip(times[:-1].to(x0.device), times.diff().to(x0.device))):
+    x = x0
+    xs = [x0]
+    vs = []
+
+    def draw(k):
+        return (
+            torch.randn(x.shape, generator=generator, dtype=x.dtype, device=where).to(
+                x.device
+            )
+            if noise is None
+            else noise[k]
+        )
+
+    for k, (t, h) in enumerate(zip(times[:-1].to(x0.device), times.diff().to(x0.device))):
         v = field(x, t.expand(len(x)), cond)
-        x = x+h*(2*v-x/(t+h))+h.sqrt()*memoryless_noise(t, h)*draw(k)
-        vs.append(v); xs.append(x)
+        x = x + h * (2 * v - x / (t + h)) + h.sqrt() * memoryless_noise(t, h) * draw(k)
+        vs.append(v)
+        xs.append(x)
     return Trajectory(torch.stack(xs), torch.stack(vs), times)
 
 # %% ../../nbs/1_theory/adjoint.ipynb #ed4ff7bf
 def memoryless_costates(
-    flow:FlowModel, # The flow; only its base velocity is used
-    tr:Trajectory, # From `memoryless_sample`
-    g1:Tensor, # ã_N, for example −β∇r(x_N), shape (B, ...)
-    cond=None, # Prompts or None
-)->Tensor: # ã_0 … ã_N, shape (N+1, B, ...), detached
+    flow: FlowModel,  # The flow; only its base velocity is used
+    tr: Trajectory,  # From `memoryless_sample`
+    g1: Tensor,  # ã_N, for example −β∇r(x_N), shape (B, ...)
+    cond=None,  # Prompts or None
+) -> Tensor:  # ã_0 … ã_N, shape (N+1, B, ...), detached
     "Lean adjoint ã_k = ã_{k+1} + h [∂_x(2 v_base − x/(t+h))]ᵀ ã_{k+1} of the memoryless SDE"
-    return sweep(flow, tr, g1, cond, rate=lambda pulled,a,t,h: 2*pulled-a/(t+h))[0]
+    return sweep(flow, tr, g1, cond, rate=lambda pulled, a, t, h: 2 * pulled - a / (t + h))[
+        0
+    ]

@@ -7,99 +7,131 @@ __all__ = ['divergence', 'transport', 'log_normal', 'log_density', 'log_density_
            'tilted_flow']
 
 # %% ../../nbs/1_theory/bounds.ipynb #277ce666
-import math, numpy as np, torch
+import math
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.func import jvp
-from scipy.optimize import linear_sum_assignment
+
 from .flow import MixtureFlow
 
 # %% ../../nbs/1_theory/bounds.ipynb #43d6b807
 def divergence(
-    field, # Callable (x, t) -> velocity, shape of `x`; t is (B,)
-    x:Tensor, # States, shape (B, d)
-    t:Tensor # Times, shape (B,)
-)->tuple: # (v, ∇·v), shapes (B, d) and (B,)
+    field,  # Callable (x, t) -> velocity, shape of `x`; t is (B,)
+    x: Tensor,  # States, shape (B, d)
+    t: Tensor,  # Times, shape (B,)
+) -> tuple:  # (v, ∇·v), shapes (B, d) and (B,)
     "A velocity and its divergence, by d forward-mode products"
-    div = 0.
+    div = 0.0
     for e in torch.eye(x.shape[1], dtype=x.dtype):
-        v,dv = jvp(lambda y: field(y, t), (x,), (e.expand_as(x),))
-        div = div+(dv*e).sum(-1)
-    return v,div
+        v, dv = jvp(lambda y: field(y, t), (x,), (e.expand_as(x),))
+        div = div + (dv * e).sum(-1)
+    return v, div
 
 # %% ../../nbs/1_theory/bounds.ipynb #f8307166
 def transport(
-    field, # Callable (x, t) -> velocity
-    x:Tensor, # States at `times[0]`, shape (B, d)
-    times:Tensor # Times, increasing or decreasing, shape (N+1,); RK4 with one step for each interval
-)->tuple: # States (N+1, B, d), and ∫∇·v dt from `times[0]` on, (N+1, B)
+    field,  # Callable (x, t) -> velocity
+    x: Tensor,  # States at `times[0]`, shape (B, d)
+    times: Tensor,  # Times, increasing or decreasing, shape (N+1,); RK4 with one step for each interval
+) -> tuple:  # States (N+1, B, d), and ∫∇·v dt from `times[0]` on, (N+1, B)
     "Move points with a flow and sum up its divergence"
-    F = lambda x,t: divergence(field, x, t.to(x).expand(len(x)))
-    D = x.new_zeros(len(x)); xs,Ds = [x],[D]
-    for t,s in zip(times[:-1], times[1:]):
-        h = (s-t).item(); v1,d1 = F(x, t)
-        v2,d2 = F(x+h/2*v1, t+h/2); v3,d3 = F(x+h/2*v2, t+h/2); v4,d4 = F(x+h*v3, s)
-        x,D = x+h/6*(v1+2*v2+2*v3+v4),D+h/6*(d1+2*d2+2*d3+d4)
-        xs.append(x); Ds.append(D)
-    return torch.stack(xs),torch.stack(Ds)
+
+    def F(x, t):
+        return divergence(field, x, t.to(x).expand(len(x)))
+
+    D = x.new_zeros(len(x))
+    xs = [x]
+    Ds = [D]
+    for t, s in zip(times[:-1], times[1:]):
+        h = (s - t).item()
+        v1, d1 = F(x, t)
+        v2, d2 = F(x + h / 2 * v1, t + h / 2)
+        v3, d3 = F(x + h / 2 * v2, t + h / 2)
+        v4, d4 = F(x + h * v3, s)
+        x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+        D = D + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+        xs.append(x)
+        Ds.append(D)
+    return torch.stack(xs), torch.stack(Ds)
 
 # %% ../../nbs/1_theory/bounds.ipynb #5fce17e5
 def log_normal(
-    x:Tensor # Points, shape (..., d)
-)->Tensor: # Shape (...)
+    x: Tensor,  # Points, shape (..., d)
+) -> Tensor:  # Shape (...)
     "Log-density of N(0, I), the noise"
-    return -.5*x.pow(2).sum(-1)-x.shape[-1]/2*math.log(2*math.pi)
+    return -0.5 * x.pow(2).sum(-1) - x.shape[-1] / 2 * math.log(2 * math.pi)
+
 
 def log_density(
-    field, # Callable (x, t) -> velocity
-    x0:Tensor, # Noise, shape (B, d)
-    times:Tensor # Increasing times from 0, shape (N+1,)
-)->tuple: # States x_t (N+1, B, d) and log p_t(x_t) (N+1, B)
+    field,  # Callable (x, t) -> velocity
+    x0: Tensor,  # Noise, shape (B, d)
+    times: Tensor,  # Increasing times from 0, shape (N+1,)
+) -> tuple:  # States x_t (N+1, B, d) and log p_t(x_t) (N+1, B)
     "Exact log-densities along the paths that start in `x0`"
-    xs,D = transport(field, x0, times)
-    return xs,log_normal(x0)-D
+    xs, D = transport(field, x0, times)
+    return xs, log_normal(x0) - D
+
 
 def log_density_at(
-    field, # Callable (x, t) -> velocity
-    x1:Tensor, # Points at the last time, shape (B, d)
-    times:Tensor # Increasing times from 0, shape (N+1,)
-)->Tensor: # log p_1(x1), shape (B,)
+    field,  # Callable (x, t) -> velocity
+    x1: Tensor,  # Points at the last time, shape (B, d)
+    times: Tensor,  # Increasing times from 0, shape (N+1,)
+) -> Tensor:  # log p_1(x1), shape (B,)
     "Exact log-density at given points, by running the flow backward"
-    xs,D = transport(field, x1, times.flip(0))
-    return log_normal(xs[-1])+D[-1]
+    xs, D = transport(field, x1, times.flip(0))
+    return log_normal(xs[-1]) + D[-1]
 
 # %% ../../nbs/1_theory/bounds.ipynb #198454f0
 def mixture_log_density(
-    flow:MixtureFlow, # The mixture
-    x:Tensor, # Points, shape (..., d)
-    t=1. # Time, a number or scalar tensor
-)->Tensor: # log q_t(x), shape (...)
+    flow: MixtureFlow,  # The mixture
+    x: Tensor,  # Points, shape (..., d)
+    t=1.0,  # Time, a number or scalar tensor
+) -> Tensor:  # log q_t(x), shape (...)
     "Log-density of the base flow of a mixture at time t"
     t = torch.as_tensor(t, dtype=x.dtype)
-    var = (1-t)**2+t**2*flow.std**2
-    d2 = (x[...,None,:]-t*flow.means).pow(2).sum(-1)
-    return (flow.weights.log()-flow.dim/2*(2*math.pi*var).log()-d2/(2*var)).logsumexp(-1)
+    var = (1 - t) ** 2 + t**2 * flow.std**2
+    d2 = (x[..., None, :] - t * flow.means).pow(2).sum(-1)
+    return (
+        flow.weights.log() - flow.dim / 2 * (2 * math.pi * var).log() - d2 / (2 * var)
+    ).logsumexp(-1)
 
 # %% ../../nbs/1_theory/bounds.ipynb #bb46d9f3
 def wasserstein2(
-    x:Tensor, # Points, shape (n, d)
-    y:Tensor # As many points
-)->float: # The distance, not its square
+    x: Tensor,  # Points, shape (n, d)
+    y: Tensor,  # As many points
+) -> float:  # The distance, not its square
     "Exact 2-Wasserstein distance of two clouds of n points: by rank in one dimension, by optimal assignment in more"
-    x,y = (np.asarray(a.detach().cpu() if hasattr(a, 'detach') else a, dtype=float) for a in (x,y))
-    if x.shape!=y.shape: raise ValueError(f'wasserstein2 needs clouds of one shape, got {x.shape} and {y.shape}')
-    if x.shape[1]==1: return float(np.sqrt(((np.sort(x[:,0])-np.sort(y[:,0]))**2).mean()))
-    C = ((x[:,None]-y[None])**2).sum(-1)
+    x, y = (
+        np.asarray(a.detach().cpu() if hasattr(a, "detach") else a, dtype=float)
+        for a in (x, y)
+    )
+    if x.shape != y.shape:
+        raise ValueError(
+            f"wasserstein2 needs clouds of one shape, got {x.shape} and {y.shape}"
+        )
+    if x.shape[1] == 1:
+        return float(np.sqrt(((np.sort(x[:, 0]) - np.sort(y[:, 0])) ** 2).mean()))
+    C = ((x[:, None] - y[None]) ** 2).sum(-1)
     return float(np.sqrt(C[linear_sum_assignment(C)].mean()))
 
 # %% ../../nbs/1_theory/bounds.ipynb #f3cac742
 def tilted_flow(
-    flow:MixtureFlow, # The base
-    a, # Linear part of the reward r = a·x − c/2 ‖x‖², a number or shape (d,)
-    c:float, # Curvature of the reward, at least 0
-    lam:float # λ = 1/β
-)->MixtureFlow: # Flow with data q_1 exp(r/λ), normalised
+    flow: MixtureFlow,  # The base
+    a,  # Linear part of the reward r = a·x − c/2 ‖x‖², a number or shape (d,)
+    c: float,  # Curvature of the reward, at least 0
+    lam: float,  # λ = 1/β
+) -> MixtureFlow:  # Flow with data q_1 exp(r/λ), normalised
     "The tilted distribution of a mixture, which is a mixture again"
-    S = flow.std**2; new = 1/(1/S+c/lam)
-    mean = new[:,None]*(flow.means/S[:,None]+torch.as_tensor(a, dtype=S.dtype)/lam)
-    logw = flow.weights.log()+flow.dim/2*(new/S).log()+.5*(mean.pow(2).sum(1)/new-flow.means.pow(2).sum(1)/S)
+    S = flow.std**2
+    new = 1 / (1 / S + c / lam)
+    mean = new[:, None] * (
+        flow.means / S[:, None] + torch.as_tensor(a, dtype=S.dtype) / lam
+    )
+    logw = (
+        flow.weights.log()
+        + flow.dim / 2 * (new / S).log()
+        + 0.5 * (mean.pow(2).sum(1) / new - flow.means.pow(2).sum(1) / S)
+    )
     return MixtureFlow(mean, new.sqrt(), logw.softmax(0), flow.hidden).to(flow.means)
