@@ -10,12 +10,12 @@ __all__ = ['ANALYTIC_REWARDS', 'RewardEvaluator', 'AnalyticEvaluator', 'linear',
 import inspect
 
 import torch
-from ..common.names import choose, is_import_path
-from .world import Built, World
 
+from ..common.names import choose, is_import_path
 from ..judging.rewards import get_reward
 from ..theory.control import control_cost, gap_closed
 from ..theory.flow import GaussianFlow, MixtureFlow, sample
+from .world import Built, World
 
 # %% ../../nbs/5_worlds/analytic.ipynb #1249d0a4
 class RewardEvaluator:

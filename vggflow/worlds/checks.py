@@ -20,6 +20,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+
 from ..common.hub import hub_file
 
 # %% ../../nbs/5_worlds/checks.ipynb #ae278831

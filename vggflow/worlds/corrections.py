@@ -11,6 +11,7 @@ import warnings
 import torch
 from peft import LoraConfig
 from torch import nn
+
 from .checks import quietly
 from .recompute import attention_kernel
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
 from ..common.hub import hub_file
 from .checks import quietly
 from .recompute import attention_kernel, differentiating, recomputed

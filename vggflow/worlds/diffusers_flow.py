@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
 from ..common.hub import hub_file
+from ..theory.flow import FlowModel
 from vggflow.worlds.checks import (
     as_dtype,
     check_device,
@@ -35,8 +37,6 @@ from vggflow.worlds.lora import (
 )
 from .recompute import RecomputedBlocks, attention_kernel, differentiating
 from .world import flow_recipe, parameters
-
-from ..theory.flow import FlowModel
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #4c12ef65
 class GuidedVelocity:

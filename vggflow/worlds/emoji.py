@@ -8,15 +8,15 @@ __all__ = ['prompts', 'heldout_prompts', 'load_emoji', 'ProbeReport', 'utility_r
 # %% ../../nbs/5_worlds/emoji.ipynb #22a10271
 import numpy as np
 import torch
+
+from ..judging.evaluation import by_prompt, circular_variance, effective_number
+from ..judging.prompts import ANIMALS, all_captions, caption
 from .checks import choose_device, quietly
 from .emoji_data import asset
 from .emoji_networks import load_clip, load_probe
 from .emoji_rewards import UTILITIES, load_reward, true_utility
-from .world import Built, ImageWorld, parameters
-
-from ..judging.evaluation import by_prompt, circular_variance, effective_number
-from ..judging.prompts import ANIMALS, all_captions, caption
 from .sd3 import SD3Flow
+from .world import Built, ImageWorld, parameters
 
 # %% ../../nbs/5_worlds/emoji.ipynb #89d477db
 prompts = [caption(animal) for animal in ANIMALS]
@@ -60,11 +60,11 @@ class ProbeReport:
 
     def _asked(self, cond):
         "Index of the animal that each prompt names, -1 where it names none"
-        words = [prompt.split() for prompt in cond]
-        known = self.animals
-        return np.array(
-            [next((known.index(w) for w in ws if w in known), -1) for ws in words]
-        )
+        return np.array([self._animal(prompt.split()) for prompt in cond])
+
+    def _animal(self, words):
+        "Index of the first animal among words"
+        return next((self.animals.index(w) for w in words if w in self.animals), -1)
 
 
 def utility_report(

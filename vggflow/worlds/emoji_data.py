@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..common.data import data_folder
-from ..common.images import image_grid
 
+from ..common.data import data_folder
 from ..common.files import sha256
+from ..common.images import image_grid
 from ..judging.prompts import ANIMALS, COLOURS, FORMS, caption, heldout
 
 # %% ../../nbs/5_worlds/emoji_data.ipynb #4ec8abc5

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
-from .checks import quietly
-from .emoji_data import VENDORS, asset
 
 from ..judging.metrics import ClipFeatures
 from ..judging.prompts import ANIMALS
+from .checks import quietly
+from .emoji_data import VENDORS, asset
 
 with quietly():
     from diffusers import ConfigMixin, ModelMixin

@@ -12,9 +12,6 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from .checks import quietly
-from .emoji_data import asset, colour_of
-from .emoji_networks import EmojiProbe, hue_of, load_probe
 
 from ..judging.prompts import ANIMALS, COLOURS, SIZES
 from vggflow.judging.rewards import (
@@ -25,6 +22,9 @@ from vggflow.judging.rewards import (
     get_reward,
     register_reward,
 )
+from .checks import quietly
+from .emoji_data import asset, colour_of
+from .emoji_networks import EmojiProbe, hue_of, load_probe
 
 # %% ../../nbs/5_worlds/emoji_rewards.ipynb #fc781c5a
 # tastes in vendors, in the order of VENDORS

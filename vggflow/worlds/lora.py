@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
 from .checks import quietly
 
 with quietly():  # transformers would remark on the absence of torchvision
@@ -68,9 +69,8 @@ class SwitchedAdapter:
     def _add_adapter(self, rank, alpha, targets, dropout):
         "Add the adapter, float32 whatever the model is"
         check_adapter(rank, dropout)
-        second = (
-            SECOND_TARGETS if self.transformer.config.get(self.second_attention) else []
-        )
+        dual = self.transformer.config.get(self.second_attention)
+        second = SECOND_TARGETS if dual else []
         targets = targets or LORA_TARGETS + second
         check_targets(self.transformer, targets)
         self._lora_config = dict(r=rank, lora_alpha=alpha or rank, target_modules=targets)

@@ -10,13 +10,13 @@ import copy
 
 import torch
 from torch import Tensor
+
+from ..judging.rewards import check_reward, get_reward
+from ..theory.flow import time_grid
 from .checks import choose_device, quietly
 from .corrections import SD3Correction
 from .diffusers_flow import DiffusersFlow
 from .world import Built, ImageWorld, parameters
-
-from ..judging.rewards import check_reward, get_reward
-from ..theory.flow import time_grid
 
 with quietly():
     from diffusers import (

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from ..common.names import choose, is_import_path, load_object
 
+from ..common.names import choose, is_import_path, load_object
 from ..judging.prompts import load_prompts
 from ..judging.rewards import get_reward
 
