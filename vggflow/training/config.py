@@ -61,7 +61,7 @@ MESSAGES = dict(
     decay="{name} is a decay in [0, 1), got {value}",
 )
 
-# %% ../../nbs/3_training/config.ipynb #38f6fca3
+# %% ../../nbs/3_training/config.ipynb #d62940f5
 def config_error(name: str, error: ValidationError) -> Exception:
     "The first error that pydantic found in a configuration called `name`, in one line"
     first = error.errors(include_url=False)[0]
@@ -77,7 +77,7 @@ def config_error(name: str, error: ValidationError) -> Exception:
     said = MESSAGES[kind].format(**facts) if kind in MESSAGES else first["msg"]
     return ValueError(f"{name}: {said}")
 
-
+# %% ../../nbs/3_training/config.ipynb #fbd50f4d
 Class = TypeVar("Class")
 
 
@@ -95,7 +95,7 @@ def one_line_errors(cls: type[Class]) -> type[Class]:
     cls.__init__ = checked_init
     return cls
 
-# %% ../../nbs/3_training/config.ipynb #bb0f90fb
+# %% ../../nbs/3_training/config.ipynb #0d118941
 @one_line_errors
 @dataclass(config=ConfigDict(extra="forbid"))
 class FinetuneConfig:
@@ -110,7 +110,7 @@ class FinetuneConfig:
     grad_clip: NotNegative = 1.0  # Norm of a parameter group's gradient; 0: no clipping
     schedule: Schedule = "constant"  # Learning rate: 'constant', or 'cosine' to zero
     transitions: Count = 5  # Transitions of each trajectory, from equal bins of time
-    seed: Whole = 0  # Of noise, prompts, transitions and the method's networks
+    seed: CountOrNone = 0  # Of noise, prompts, transitions and the method's networks
     save_every: Count = 50  # Updates between checkpoints
     eval_every: CountOrNone = 0  # Updates between evaluations; 0: none
     micro_batch: CountOrNone = 0  # Items with gradients at once; 0: all
