@@ -125,9 +125,7 @@ def evaluated_run(out, evaluate):
     "Five updates with an average of the weights, evaluated after the third"
     torch.manual_seed(0)
     flow = GaussianFlow([0.0, 0.0], 0.6)
-    config = FinetuneConfig(
-        updates=5, batch_size=4, save_every=100, eval_every=3, ema=0.5
-    )
+    config = FinetuneConfig(updates=5, batch_size=4, save_every=100, eval_every=3, ema=0.5)
     finetune(flow, linear, VGGFlow(), config, out=out, progress=False, evaluate=evaluate)
     return flow
 

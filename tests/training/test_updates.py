@@ -85,9 +85,7 @@ def test_evaluation_does_not_disturb_the_run():
         torch.manual_seed(0)
         flow = GaussianFlow([0.0, 0.0], 0.6)
         config = FinetuneConfig(updates=6, batch_size=4, eval_every=2)
-        return finetune(
-            flow, linear, VGGFlow(), config, progress=False, evaluate=evaluate
-        )
+        return finetune(flow, linear, VGGFlow(), config, progress=False, evaluate=evaluate)
 
     noisy = trained(lambda flow, update: dict(x=torch.randn(3).sum().item()))
     assert column(noisy, "loss") == column(trained(None), "loss")
@@ -240,8 +238,8 @@ def test_eight_bit_optimiser_resumes_bit_for_bit(tmp_path):
     beside = Path(sys.prefix) / "beside"
     if not find_spec("bitsandbytes") and not (beside / "bitsandbytes").exists():
         pytest.skip("bitsandbytes is not there: make test fetches it")
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", EIGHT_BIT, here, str(beside), str(tmp_path)]
+    tests = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", EIGHT_BIT, tests, str(beside), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["True", "6", "True", "True"]

@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 
 import torch
+
 from .processes import Processes
 
 # %% ../../nbs/3_training/interrupts.ipynb #481c4f62

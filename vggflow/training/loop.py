@@ -11,6 +11,10 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 from ..methods.method import Method
+from ..theory.flow import FlowModel
+from .checkpoint import rng_tensors
+from .config import FinetuneConfig
+from .diagnostics import Thresholds, stop_names
 from .interrupts import Interrupted, Interrupts
 from vggflow.training.monitors import (
     Evaluation,
@@ -39,11 +43,6 @@ from vggflow.training.update import (
     optimizer_class,
     take_step,
 )
-
-from ..theory.flow import FlowModel
-from .checkpoint import rng_tensors
-from .config import FinetuneConfig
-from .diagnostics import Thresholds, stop_names
 
 # %% ../../nbs/3_training/loop.ipynb #26be1255
 def run_loop(run: "TrainingRun", progress: Progress):
@@ -198,7 +197,7 @@ class TrainingRun(SavedRun):
             self.was_stopped = None
         return end is not None
 
-# %% ../../nbs/3_training/loop.ipynb #a4a08af4
+# %% ../../nbs/3_training/loop.ipynb #07b93221
 def finetune(
     flow: FlowModel,  # The flow; its trainable parameters are changed in place
     reward: Callable,  # (images, prompts) -> (B,), differentiable in images
@@ -215,11 +214,12 @@ def finetune(
     samples: Callable | None = None,  # (flow, update), every `sample_every`
     about: dict | None = None,  # Facts by which another run is told, as the reward's text
 ) -> History:  # Rows of updates and evaluations; `flags` and `stopped` tell of signs
-    "Finetune `flow` towards `reward` by `method`; `ValueError` where `out` holds another run"
+    "Finetune `flow` towards `reward`; `ValueError` where `out` holds another run"
     config = config or FinetuneConfig()
     failures = FailureWatch(stop_names(stop_on), thresholds)
     processes = Processes(accelerator or launched())
     check_run(processes, flow, config)
+    method.check(config.steps, config.transitions)
     directory = RunDirectory(out) if out else None
     record = run_record(flow, reward, method, config, prompts, about)
     with claimed(directory, record, resume, processes):

@@ -15,9 +15,9 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor
-from .processes import Processes, outcome_of
 
 from .diagnostics import Thresholds, diagnose, explain, spread
+from .processes import Processes, outcome_of
 
 # %% ../../nbs/3_training/monitors.ipynb #e7ab7bd1
 def call_undisturbed(

@@ -7,17 +7,15 @@ __all__ = ['draw_samples', 'accumulate_gradients', 'TrainingState', 'take_step',
            'set_learning_rate', 'BadUpdate', 'follow_weights', 'optimizer_class', 'make_optimizer', 'random_states',
            'checkpoint_parts', 'load_parts']
 
-# %% ../../nbs/3_training/update.ipynb #f4be7c40
+# %% ../../nbs/3_training/update.ipynb #9f5daff0
 import math
 import time
 from contextlib import contextmanager
 
 import torch
-from ..methods.method import Method, Samples
-from .interrupts import Interrupts
-from .monitors import WatchedReward
-from .processes import Processes, share_weights, sum_gradients
+from torch import nn
 
+from ..methods.method import Method, Samples
 from ..theory.flow import FlowModel, portions
 from vggflow.training.checkpoint import (
     load_optimizer_tensors,
@@ -27,6 +25,9 @@ from vggflow.training.checkpoint import (
 )
 from .config import FinetuneConfig
 from .diagnostics import non_finite
+from .interrupts import Interrupts
+from .monitors import WatchedReward
+from .processes import Processes, share_weights, sum_gradients
 
 # %% ../../nbs/3_training/update.ipynb #b73645ed
 def draw_samples(
