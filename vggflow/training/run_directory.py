@@ -23,7 +23,7 @@ from ..theory.flow import FlowModel, time_grid
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import MAY_CHANGE, FinetuneConfig
 
-# %% ../../nbs/3_training/run_directory.ipynb #a3246cd5
+# %% ../../nbs/3_training/run_directory.ipynb #b76f8195
 EDITION = 2  # of the random numbers: in the first, samples shared one generator
 
 
@@ -33,7 +33,7 @@ def own_shift(flow: FlowModel, config: FinetuneConfig) -> float | None:
     is_uniform = torch.equal(own, time_grid(config.steps))
     return 1.0 if config.shift is None and is_uniform else config.shift
 
-
+# %% ../../nbs/3_training/run_directory.ipynb #ae58e69e
 def run_record(
     flow: FlowModel,  # The flow
     reward,  # Reward function
@@ -465,7 +465,7 @@ def is_command(file: Path, known: set = frozenset()) -> bool:
         return False
     return isinstance(asked, dict) and (not known or asked.keys() <= set(known))
 
-# %% ../../nbs/3_training/run_directory.ipynb #4a8fd69b
+# %% ../../nbs/3_training/run_directory.ipynb #c392726b
 class Weights(RecordFile):
     "Checkpoints, and the adapter that a run leaves"
 
@@ -486,14 +486,23 @@ class Weights(RecordFile):
         "Write a checkpoint"
         return save_checkpoint(self.path / "checkpoints", update, **parts)
 
-    def adapter(self):
-        "The folder lora/, or (settings, weights) of a run that has not ended"
+    def adapter_place(self) -> Path:
+        "The folder lora/, or the last checkpoint of a run that has not ended"
         if (self.path / "lora").is_dir():
             return self.path / "lora"
-        flow = self.record.get("flow") or {}
-        if "lora_rank" not in flow or not self.checkpoints():
+        has_adapter = "lora_rank" in (self.record.get("flow") or {})
+        newest = self.newest_checkpoint() if has_adapter else None
+        if newest is None:
             raise no_adapter(self.path)
-        _, parts = self.load_newest()
+        return newest
+
+    def adapter(self):
+        "The folder lora/, or (settings, weights) of a run that has not ended"
+        place = self.adapter_place()
+        if place.name == "lora":
+            return place
+        _, parts = load_checkpoint(place)
+        flow = self.record["flow"]
         names = ("lora_rank", "lora_alpha", "lora_targets")
         settings = {name: flow[name] for name in names if name in flow}
         return settings, parts.get("ema") or parts["flow"]
