@@ -7,8 +7,8 @@ import time
 
 import pytest
 import torch
-from vggflow.methods.value_gradient import VGGFlow
 
+from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune

@@ -16,12 +16,12 @@ from short_runs import (
     linear,
     run,
 )
-from vggflow.methods.direct import ReFL
-from vggflow.methods.registry import METHODS
-from vggflow.methods.value_gradient import VGGFlow
 
 from vggflow.common.files import read_rows
+from vggflow.methods.direct import ReFL
 from vggflow.methods.method import Method
+from vggflow.methods.registry import METHODS
+from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow, sample
 from vggflow.theory.value import clip_factors
 from vggflow.training.checkpoint import load_checkpoint
