@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATES', 'RunState', 'run_state', 'pace_of', 'seconds_left', 'experiment_runs', 'committed_files', 'align_columns',
-           'status_report']
+           'status_data', 'status_report']
 
 # %% ../../nbs/6_experiments/status.ipynb #5033013a
 import json
@@ -139,13 +139,13 @@ def align_columns(
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
-# %% ../../nbs/6_experiments/status.ipynb #407d06a1
-def status_report(
+# %% ../../nbs/6_experiments/status.ipynb #d85369ac
+def status_data(
     profile: str = "quick",  # smoke, quick, paper or sd3
     experiments: list = None,  # Names; by default those of a plain call, and others begun
     cores: int = 2,  # Runs at once, for the time left
-) -> str:  # Raises a one-line ValueError for an unknown name
-    "Runs, tables and figures of a profile, as text"
+) -> dict:  # What JSON can hold; raises a one-line ValueError for an unknown name
+    "Runs, tables and figures of a profile"
     read = read_experiments()
     choose(profile, read["profiles"], "profile")
     possible = [name for name in experiment_names(read) if has_profile(read[name], profile)]
@@ -155,17 +155,25 @@ def status_report(
     main = [name for name in names if experiments or _is_main(read[name])]
     shown = [name for name in names if name in main or _has_begun(name, profile, runs)]
     everything = _together(runs, names)
-    rows = [("experiment", "runs", *STATES, "left", "table")]
     git = committed_files()
-    for name in shown:
-        table = _table_text(name, profile, read, git)
-        rows.append((name, *_counts(runs[name], everything, cores), table))
+    tables = {
+        name: dict(
+            runs=_run_list(runs[name]),
+            seconds_left=seconds_left(runs[name], everything),
+            table=_table_text(name, profile, read, git),
+        )
+        for name in shown
+    }
     # runs that experiments share are counted once
-    total = _total_line(_together(runs, main), everything, cores)
-    left = _open_lines(_together(runs, shown))
-    figures = _figure_lines(profile, read, shown, git)
-    return "\n".join(
-        [f"profile {profile}", align_columns(rows), "", total, *left, "", figures]
+    total = _together(runs, main)
+    return dict(
+        profile=profile,
+        cores=cores,
+        experiments=tables,
+        runs=len(total),
+        there=sum(run.state in _THERE for _, run in total.values()),
+        seconds_left=seconds_left(total, everything),
+        figures=_figure_list(profile, read, shown, git),
     )
 
 
@@ -184,15 +192,19 @@ def _has_begun(name, profile, runs):
     begun = any(run.state != "missing" for _, run in runs[name].values())
     return begun or table_path(name, profile).exists()
 
-# %% ../../nbs/6_experiments/status.ipynb #4272832f
-def _counts(runs, others, cores):
-    "Runs of an experiment in each state, and the time left"
-    states = [run.state for _, run in runs.values()]
-    seconds = seconds_left(runs, others)
-    left = "unknown" if seconds is None else "-"
-    if seconds:
-        left = format_duration(seconds / cores)
-    return len(runs), *(states.count(state) or "-" for state in STATES), left
+# %% ../../nbs/6_experiments/status.ipynb #e35def5e
+def _run_list(runs):
+    "Runs as JSON holds them"
+    return [
+        dict(
+            id=card.id,
+            folder=f"data/runs/{card.experiment}/{card.id}",
+            state=run.state,
+            update=run.update,
+            updates=run.updates,
+        )
+        for card, run in runs.values()
+    ]
 
 
 def _table_text(experiment, profile, experiments, git):
@@ -205,44 +217,16 @@ def _table_text(experiment, profile, experiments, git):
     return (f"out of date: {state}" if state else "up to date") + committed
 
 
-def _total_line(runs, others, cores):
-    "The line below the table"
-    there = sum(run.state in _THERE for _, run in runs.values())
-    if there == len(runs):
-        return f"all {there} runs are there"
-    seconds = seconds_left(runs, others)
-    left = "not known before a run has begun"
-    if seconds is not None:
-        left = f"about {format_duration(seconds / cores)}"
-    return f"{there} of {len(runs)} runs are there, time left with {cores} at once: {left}"
-
-
-def _open_lines(runs):
-    "A line for each run that is running, was cut off or has failed"
-    for card, run in runs.values():
-        if run.state in _OPEN:
-            line = f"  {run.state}: [{card.experiment}] {card.id}"
-            if run.updates:
-                line += f", update {run.update}/{run.updates}"
-            if run.state == "failed":
-                line += f", see data/runs/{card.experiment}/{card.id}/run.failed.ipynb"
-            if run.state != "running" and run.update:
-                line += ", will resume"
-            yield line
-
-
-def _figure_lines(profile, experiments, names, git):
+def _figure_list(profile, experiments, names, git):
     "The figures of a profile, and where they are"
     rows = []
     for name, figure in sorted(read_figures(experiments).items()):
         if {figure.experiment, *figure.needs} & set(names):
             png = figure.files(profile)[0].relative_to(project_root()).as_posix()
-            committed = ", committed" if png in git else ""
+            file = png + (", committed" if png in git else "")
             state = _figure_text(figure, profile)
-            rows.append((name, figure.experiment, state, png + committed))
-    return (
-        align_columns([("figure", "of", "state", "file"), *rows]) if rows else "no figures"
-    )
+            rows.append(dict(figure=name, of=figure.experiment, state=state, file=file))
+    return rows
 
 
 def _figure_text(figure, profile):
@@ -254,3 +238,57 @@ def _figure_text(figure, profile):
     if state == "missing":
         return state
     return f"out of date: {state}" if state else "up to date"
+
+# %% ../../nbs/6_experiments/status.ipynb #5426a5db
+def status_report(
+    profile: str = "quick",  # smoke, quick, paper or sd3
+    experiments: list = None,  # Names; by default those of a plain call, and others begun
+    cores: int = 2,  # Runs at once, for the time left
+) -> str:  # Raises a one-line ValueError for an unknown name
+    "Runs, tables and figures of a profile, as text"
+    data = status_data(profile, experiments, cores)
+    rows = [("experiment", "runs", *STATES, "left", "table")]
+    for name, table in data["experiments"].items():
+        states = [run["state"] for run in table["runs"]]
+        counts = [states.count(state) or "-" for state in STATES]
+        left = _left(table["seconds_left"], cores)
+        rows.append((name, len(states), *counts, left, table["table"]))
+    runs = [run for table in data["experiments"].values() for run in table["runs"]]
+    lines = [f"profile {profile}", align_columns(rows), "", _total_line(data)]
+    lines += dict.fromkeys(_open_line(run) for run in runs if run["state"] in _OPEN)
+    figures = [tuple(figure.values()) for figure in data["figures"]]
+    table = align_columns([("figure", "of", "state", "file"), *figures])
+    return "\n".join([*lines, "", table if figures else "no figures"])
+
+
+def _left(seconds, cores):
+    "Time left, in a word"
+    if seconds is None:
+        return "unknown"
+    return format_duration(seconds / cores) if seconds else "-"
+
+
+def _total_line(data):
+    "The line below the table"
+    runs, there, seconds, cores = (
+        data[name] for name in ("runs", "there", "seconds_left", "cores")
+    )
+    if there == runs:
+        return f"all {there} runs are there"
+    left = "not known before a run has begun"
+    if seconds is not None:
+        left = f"about {format_duration(seconds / cores)}"
+    return f"{there} of {runs} runs are there, time left with {cores} at once: {left}"
+
+
+def _open_line(run):
+    "A line for a run that is running, was cut off or has failed"
+    experiment, name = run["folder"].split("/")[-2:]
+    line = f"  {run['state']}: [{experiment}] {name}"
+    if run["updates"]:
+        line += f", update {run['update']}/{run['updates']}"
+    if run["state"] == "failed":
+        line += f", see {run['folder']}/run.failed.ipynb"
+    if run["state"] != "running" and run["update"]:
+        line += ", will resume"
+    return line
