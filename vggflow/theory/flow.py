@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['expand_as', 'FlowModel', 'TimeMLP', 'AnalyticFlow', 'GaussianFlow', 'MixtureFlow', 'time_grid', 'Trajectory',
-           'euler_step', 'midpoint_step', 'sample', 'one_step_prediction']
+           'euler_step', 'midpoint_step', 'portions', 'in_portions', 'sample', 'one_step_prediction']
 
 # %% ../../nbs/1_theory/flow.ipynb #30f46e99
 import math
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
@@ -54,6 +56,19 @@ def trainable_parameters(self:FlowModel)->list:
 def make_correction(self:FlowModel)->nn.Module:
     "A small new network ν(x, t, cond, hints), zero at the start, that fits this flow's states (chapter 02)"
     raise NotImplementedError(f'{type(self).__name__} has no make_correction: write it, or use VGGFlow(correction=False)')
+
+@property
+def _recipe(self) -> dict:
+    "Arguments of `load_flow` that make this flow again; empty where nobody knows"
+    return self.__dict__.get("_made_by", {})
+
+
+@_recipe.setter
+def _recipe(self, arguments: dict):
+    self.__dict__["_made_by"] = dict(arguments)
+
+
+FlowModel.recipe = _recipe
 
 # %% ../../nbs/1_theory/flow.ipynb #5f0d9e0f
 @patch
@@ -183,6 +198,41 @@ def euler_step(field, x, t, h): return field(x, t)
 def midpoint_step(field, x, t, h): return field(x+h/2*field(x, t), t+h/2)
 _steppers = dict(euler=euler_step, midpoint=midpoint_step)
 
+# %% ../../nbs/1_theory/flow.ipynb #7bdfccc1
+_portions = ContextVar("portions", default={"with_gradients": 0, "without_gradients": 0})
+
+
+@contextmanager
+def portions(
+    with_gradients: int = 0,  # Rows at once where gradients are taken; 0: all
+    without_gradients: int = 0,  # Rows at once where none are; 0: all
+):
+    "Inside, networks see at most so many samples at once; results stay the same"
+    before = dict(with_gradients=with_gradients, without_gradients=without_gradients)
+    token = _portions.set(before)
+    try:
+        yield
+    finally:
+        _portions.reset(token)
+
+
+def in_portions(
+    fn,  # Function of tensors or lists with a row for each sample, or None
+    rows,  # At once; 0: all; or the name of a limit of `portions`
+    *args,  # Its arguments
+    dim: int = 0,  # Where its results have their rows
+):  # Its result, a tensor or a tuple of tensors, joined
+    "Call `fn` on some rows at a time"
+    most = _portions.get()[rows] if isinstance(rows, str) else rows
+    count = len(args[0])
+    if not most or most >= count:
+        return fn(*args)
+    cut = [slice(i, i + most) for i in range(0, count, most)]
+    parts = [fn(*[a if a is None else a[rows] for a in args]) for rows in cut]
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts, dim)
+    return tuple(torch.cat(p, dim) for p in zip(*parts))
+
 # %% ../../nbs/1_theory/flow.ipynb #1ad52387
 def sample(
     flow:FlowModel, # The flow
@@ -196,13 +246,23 @@ def sample(
     "Integrate ẋ = v(x, t) from `x0`; follows the caller's gradient mode"
     if method not in _steppers: raise ValueError(f'unknown sampling method {method!r}: use one of {sorted(_steppers)}')
     field = flow.base_velocity if base else flow.velocity
-    if progress: from tqdm.auto import trange
-    xs,vs = [x0],[]
-    for k in (trange if progress else range)(len(times)-1):
-        t,h = times[k].to(x0.device).expand(len(x0)),(times[k+1]-times[k]).item()
-        vs.append(_steppers[method](lambda x,t: field(x, t, cond), xs[-1], t, h))
-        xs.append(xs[-1]+h*vs[-1])
-    return Trajectory(torch.stack(xs), torch.stack(vs), times)
+    if progress:
+        from tqdm.auto import trange
+    steps = (trange if progress else range)(len(times) - 1)
+
+    def draw(x, cond):
+        states, velocities = [x], []
+        for k in steps:
+            t = times[k].to(x.device).expand(len(x))
+            h = (times[k + 1] - times[k]).item()
+            v = _steppers[method](lambda x, t: field(x, t, cond), x, t, h)
+            x = x + h * v
+            states.append(x)
+            velocities.append(v)
+        return torch.stack(states), torch.stack(velocities)
+
+    rows = 0 if torch.is_grad_enabled() else "without_gradients"
+    return Trajectory(*in_portions(draw, rows, x0, cond, dim=1), times)
 
 # %% ../../nbs/1_theory/flow.ipynb #9ab85577
 def one_step_prediction(
