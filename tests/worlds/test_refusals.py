@@ -1,0 +1,177 @@
+"What is wrong with a pipeline, an option or an adapter is said in one line, beforehand"
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from huggingface_hub import errors
+from tiny_flows import reload
+from tiny_sd3 import make_tiny_taesd
+
+from vggflow.worlds.lora import lora_settings
+from vggflow.worlds.sd3 import SD3Flow
+
+
+@pytest.mark.parametrize(
+    "options,text",
+    [
+        (dict(lora_rnak=4), "did you mean \\['lora_rank'\\]"),
+        (dict(image_size=15), "multiple of 4 up to 32"),
+        (dict(correction="unet"), "'transformer' or 'adapter'"),
+        (dict(device="cuda"), "no CUDA GPU"),
+        (dict(dtype="bf17"), "bfloat16"),
+        (dict(lora_dropout=1.0), "lora_dropout"),
+        (dict(taesd="VAE"), "not an AutoencoderTiny"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(tiny, options, text):
+    if options.get("device") and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    vae = tiny["t5"] / "vae"
+    options = {name: vae if v == "VAE" else v for name, v in options.items()}
+    with pytest.raises(ValueError, match=text):
+        reload(tiny["t5"], **options)
+
+
+@pytest.mark.parametrize(
+    "options,text",
+    [
+        (dict(image_size=15), "multiple of 4 up to 32"),
+        (dict(lora_rank=0), "lora_rank"),
+        (dict(lora_rank="8"), "lora_rank.*'8'"),
+        (dict(lora_dropout=1.0), "lora_dropout"),
+        (dict(correction="unet"), "'transformer' or 'adapter'"),
+        (dict(correction_layers=0), "correction_layers must be at least 1, got 0"),
+        (
+            dict(lora_targets=["to_w", "attn.q"]),
+            r"\['to_w', 'attn.q'\] match no layer.*attn.to_q",
+        ),
+        (dict(lora_targets="attn.to_q"), "match no layer"),
+        (dict(taesd="FIVE"), "5 channels"),
+        (dict(taesd="VAE"), "not an AutoencoderTiny"),
+        (dict(device="gpu"), "unknown device 'gpu'"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_found_before_the_weights(
+    tiny, tmp_path, monkeypatch, options, text
+):
+    def loads(*args, **kw):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", loads)
+    five = make_tiny_taesd(tmp_path / "five", channels=5)
+    folders = dict(FIVE=five, VAE=tiny["t5"] / "vae")
+    options = {k: folders.get(v, v) if k == "taesd" else v for k, v in options.items()}
+    with pytest.raises(ValueError, match=text) as e:
+        reload(tiny["t5"], **options)
+    assert "\n" not in str(e.value)
+
+
+def test_right_options_come_to_the_weights(tiny, monkeypatch):
+    def loads(*args, **kw):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", loads)
+    with pytest.raises(AssertionError, match="loaded"):
+        reload(tiny["t5"], lora_targets=["attn.to_q", "attn.to_w"], image_size=8)
+
+
+def test_other_models_are_refused(tiny, tmp_path):
+    five = make_tiny_taesd(tmp_path / "five", channels=5)
+    with pytest.raises(ValueError, match="5 channels"):
+        reload(tiny["t5"], taesd=five)
+    with pytest.raises(ValueError, match="has an adapter already"):
+        SD3Flow(reload(tiny["t5"]).pipe)
+    with pytest.raises(ValueError, match="did you mean .*wide"):
+        reload(tiny["root"] / "wid")
+    with pytest.raises(ValueError, match="no model_index.json"):
+        reload(tiny["taesd"])
+
+
+def test_a_broken_folder_is_refused(tiny, tmp_path):
+    index = tmp_path / "model_index.json"
+    index.write_text((tiny["t5"] / "model_index.json").read_text())
+    with pytest.raises(ValueError, match="is missing"):
+        reload(tmp_path)
+    index.write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ValueError, match="a FluxPipeline, not a StableDiffusion3Pipeline"):
+        reload(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error,text",
+    [
+        (
+            "GatedRepoError",
+            "accept its licence at https://huggingface.co/stabilityai/.*hf auth login",
+        ),
+        (
+            "RepositoryNotFoundError",
+            "did you mean stabilityai/stable-diffusion-3.5-medium.*hf auth login",
+        ),
+        ("RevisionNotFoundError", "no revision 'v9'"),
+        ("LocalEntryNotFoundError", "hf download"),
+        ("EntryNotFoundError", "not in the format of diffusers"),
+        ("OfflineModeIsEnabled", "check the connection"),
+    ],
+)
+def test_errors_of_the_hub_name_the_remedy(monkeypatch, error, text):
+    "And nothing large is asked for"
+    raised = getattr(errors, error).__new__(getattr(errors, error), "text")
+
+    def fail(*args, **kw):
+        raise raised
+
+    def loads(*args, **kw):
+        pytest.fail("asked for the weights")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", loads)
+    with pytest.raises(ValueError, match=text):
+        SD3Flow.from_pretrained("stabilityai/stable-difusion-3.5-medium", revision="v9")
+
+
+LAYER = "transformer_blocks.0.attn.add_k_proj"
+
+
+@pytest.fixture
+def lora(tiny, tmp_path):
+    "The folder of an adapter, and its settings"
+    reload(tiny["t5"], lora_rank=4, lora_alpha=6).save_lora(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+@pytest.mark.parametrize(
+    "model,options,text",
+    [
+        (
+            "wide",
+            dict(lora_rank=4, lora_alpha=6),
+            rf"another architecture: at {LAYER} it has \(4, 16\), this model \(4, 32\)",
+        ),
+        ("t5", {}, rf"{LAYER} it has \(4, 16\), the flow \(8, 16\).*lora_rank"),
+        ("t5", dict(lora_rank=4), "lora_alpha 6, the flow 4"),
+        (
+            "t5",
+            dict(lora_rank=4, lora_alpha=6, lora_targets=["attn.to_q"]),
+            f"{LAYER} is adapted in it only.*lora_targets",
+        ),
+    ],
+    ids=str,
+)
+def test_a_lora_that_does_not_fit(tiny, lora, model, options, text):
+    "The first layer and both shapes are named"
+    with pytest.raises(ValueError, match=text):
+        reload(tiny[model], **options).load_lora(lora)
+
+
+def test_a_lora_by_its_settings(tiny, lora, tmp_path):
+    settings = lora_settings(lora)
+    assert (settings["lora_rank"], settings["lora_alpha"]) == (4, 6)
+    assert "attn.to_q" in settings["lora_targets"]
+    flow = reload(tiny["t5"], shake=0, **settings)
+    flow.load_lora(lora)
+    assert all(weight.abs().max() > 0 for weight in flow.trainable_parameters())
+    with pytest.raises(ValueError, match="no adapter can be read"):
+        flow.load_lora(tmp_path / "nothing")
