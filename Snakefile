@@ -1,40 +1,77 @@
-# The graph: run cards -> executed notebooks -> result tables -> figures. Called by `vggflow figures` (vggflow.experiments.cards.make_figures);
-# on a cluster: vggflow figures --profile paper --executor slurm --jobs 20, or snakemake itself with --config profile=paper.
-# Checkpoints and metrics of a run are not declared: Snakemake would delete them when a job fails, and they are what a run resumes from.
+# The graph: run cards -> executed notebooks -> result tables -> figures.
+# Called by `vggflow figures` (vggflow.experiments.schedule.make_figures); on a cluster:
+# vggflow figures --profile paper --executor slurm --jobs 20, or snakemake itself with
+# --config profile=paper. Checkpoints and metrics of a run are not declared: Snakemake would
+# delete them when a job fails, and they are what a run resumes from. Tables and figures are
+# updated: Snakemake would delete a committed one before it is made again.
 import sys
-from vggflow.experiments.cards import make_plan, template_path
 
-names = lambda key: [n for n in str(config.get(key) or "").split(",") if n]
-PROFILE,FRESH = config.get("profile", "quick"),bool(int(config.get("fresh", 0)))
+from vggflow.experiments.cards import template_path
+from vggflow.experiments.schedule import make_plan
+
+
+def below_root(path):
+    "A path as Snakemake knows it"
+    return str(path.relative_to(workflow.basedir))
+
+
+def names(key):
+    "Names of a list in the configuration"
+    return [name for name in str(config.get(key) or "").split(",") if name]
+
+
+PROFILE = config.get("profile", "quick")
+FRESH = bool(int(config.get("fresh", 0)))
 PLAN = make_plan(PROFILE, names("figures"), names("experiments"), FRESH)
-NAMES,FIGURES = list(PLAN.cards),PLAN.figures
-RUNS = {e: [str(c.save().parent.relative_to(workflow.basedir)) for c in PLAN.todo(e)] for e in NAMES}
+FIGURES = PLAN.figures
+TABLES = {name: f"data/results/{name}-{PROFILE}.csv" for name in PLAN.cards}
+RUNS = {
+    name: [below_root(card.save().parent) for card in PLAN.unkept(name)] for name in PLAN.cards
+}
 VGGFLOW = f'"{sys.executable}" -m vggflow.cli'
 
+
 wildcard_constraints:
-    experiment = "|".join(NAMES),
-    figure = "|".join(FIGURES) or "none",
-    run = "[^/]+"
+    experiment="|".join(TABLES),
+    figure="|".join(FIGURES) or "none",
+    place=f"figures(/{PROFILE})?",
+    run="[^/]+",
+
 
 rule all:
     input:
-        expand("figures/{p}/{f}.{end}", p=PROFILE, f=FIGURES, end=["png", "pdf", "json"]),
-        expand("data/results/{e}-{p}.csv", e=NAMES, p=PROFILE)
+        [below_root(file) for figure in FIGURES.values() for file in figure.files(PROFILE)],
+        list(TABLES.values()),
+
 
 rule run:
-    input: ancient("data/runs/{folder}/{run}/card.json")
-    output: "data/runs/{folder}/{run}/run.ipynb"
-    shell: "{VGGFLOW} run {input:q}"
+    input:
+        ancient("data/runs/{folder}/{run}/card.json"),
+    output:
+        "data/runs/{folder}/{run}/run.ipynb",
+    shell:
+        "{VGGFLOW} run {input:q}"
+
 
 rule table:
-    input: lambda w: [f"{r}/run.ipynb" for r in RUNS[w.experiment]]
-    output: f"data/results/{{experiment}}-{PROFILE}.csv", f"data/results/{{experiment}}-{PROFILE}.json"
-    params: fresh = "--fresh" if FRESH else ""
-    shell: "{VGGFLOW} collect {wildcards.experiment} --profile {PROFILE} {params.fresh}"
+    input:
+        lambda wildcards: [f"{run}/run.ipynb" for run in RUNS[wildcards.experiment]],
+    output:
+        update(f"data/results/{{experiment}}-{PROFILE}.csv"),
+        update(f"data/results/{{experiment}}-{PROFILE}.json"),
+    params:
+        fresh="--fresh" if FRESH else "",
+    shell:
+        "{VGGFLOW} collect {wildcards.experiment} --profile {PROFILE} {params.fresh}"
+
 
 rule figure:
     input:
-        lambda w: [f"data/results/{e}-{PROFILE}.csv" for e in FIGURES[w.figure].needs],
-        lambda w: str(template_path(FIGURES[w.figure].template).relative_to(workflow.basedir))
-    output: expand("figures/{p}/{{figure}}.{end}", p=PROFILE, end=["png", "pdf", "json"])
-    shell: "{VGGFLOW} figure {wildcards.figure} --profile {PROFILE}"
+        lambda wildcards: [TABLES[name] for name in FIGURES[wildcards.figure].needs],
+        lambda wildcards: below_root(template_path(FIGURES[wildcards.figure].template)),
+    output:
+        update("{place}/{figure}.png"),
+        update("{place}/{figure}.pdf"),
+        update("{place}/{figure}.json"),
+    shell:
+        "{VGGFLOW} figure {wildcards.figure} --profile {PROFILE}"
