@@ -195,7 +195,7 @@ def _load_tokenizer(path, vocabulary):
 def load_image_reward(
     path,  # Folder or hub id with the checkpoint
     file: str = "ImageReward.pt",  # The checkpoint
-    tokenizer=None,  # Folder or hub id of BERT's tokenizer; default `path`, where it has one
+    tokenizer=None,  # Folder or hub id of BERT's tokenizer; default `path`, if it has one
     revision: str = None,  # Commit on the hub
 ) -> tuple:  # Arguments of `ImageReward`
     "The parts of ImageReward from its published file"
