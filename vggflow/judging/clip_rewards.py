@@ -100,7 +100,8 @@ def prompt_tokens(
     )
     return tokens.to(device)
 
-# %% ../../nbs/4_judging/clip_rewards.ipynb #cd8efe56
+# %% ../../nbs/4_judging/clip_rewards.ipynb #b895f881
+@register_reward("clip")
 class ClipReward(nn.Module):
     "Cosine of image and prompt"
 
@@ -143,10 +144,8 @@ class ClipReward(nn.Module):
         image = image_features(self.clip, images, self.fit)
         return (image * self.text_features(prompts)).sum(1)
 
-
-register_reward("clip")(ClipReward.from_pretrained)
-
-# %% ../../nbs/4_judging/clip_rewards.ipynb #07b62e16
+# %% ../../nbs/4_judging/clip_rewards.ipynb #03d8f31f
+@register_reward("pickscore")
 class PickScoreReward(ClipReward):
     "Scaled cosine of image and prompt: log-odds of being picked"
 
@@ -155,10 +154,8 @@ class PickScoreReward(ClipReward):
     def forward(self, images: Tensor, prompts=None) -> Tensor:
         return self.clip.logit_scale.exp() * super().forward(images, prompts)
 
-
-register_reward("pickscore")(PickScoreReward.from_pretrained)
-
-# %% ../../nbs/4_judging/clip_rewards.ipynb #d69d436b
+# %% ../../nbs/4_judging/clip_rewards.ipynb #aede95d4
+@register_reward("hpsv2")
 class HPSv2Reward(ClipReward):
     "Cosine of image and prompt, the whole image fitted on black"
 
@@ -177,9 +174,6 @@ class HPSv2Reward(ClipReward):
         if (Path(path) / "config.json").exists():
             return cls(*load_clip_model(path))
         return cls(*load_open_clip(path, file, like, revision))
-
-
-register_reward("hpsv2")(HPSv2Reward.from_pretrained)
 
 # %% ../../nbs/4_judging/clip_rewards.ipynb #7cd417be
 def _layer_order(name):
@@ -206,7 +200,8 @@ def affine_head(
         layer.load_state_dict(dict(weight=state[name], bias=bias))
     return head
 
-# %% ../../nbs/4_judging/clip_rewards.ipynb #81692d4c
+# %% ../../nbs/4_judging/clip_rewards.ipynb #dc664a05
+@register_reward("aesthetic")
 class AestheticReward(nn.Module):
     "Affine function of the unit features of an image"
 
@@ -239,9 +234,6 @@ class AestheticReward(nn.Module):
         clip, _ = load_clip_model(path or cls.path, revision)
         weights = read_weights(hub_file(head, file, **pinned_revision(head, head_revision)))
         return cls(clip, affine_head(weights, clip.config.projection_dim))
-
-
-register_reward("aesthetic")(AestheticReward.from_pretrained)
 
 # %% ../../nbs/4_judging/clip_rewards.ipynb #d0a8ef3b
 def read_weights(

@@ -23,7 +23,8 @@ from vggflow.judging.clip_rewards import (
 from .pixels import clip_pixels
 from .rewards import register_reward
 
-# %% ../../nbs/4_judging/image_reward.ipynb #0222cca0
+# %% ../../nbs/4_judging/image_reward.ipynb #63e3e8d9
+@register_reward("imagereward")
 class ImageReward(nn.Module):
     "BLIP reads the prompt with the image in view; an affine head scores what it read"
 
@@ -75,9 +76,6 @@ class ImageReward(nn.Module):
     ):
         "Load ImageReward onto the BLIP classes of transformers"
         return cls(*load_image_reward(path or cls.path, file, tokenizer, revision))
-
-
-register_reward("imagereward")(ImageReward.from_pretrained)
 
 # %% ../../nbs/4_judging/image_reward.ipynb #21e90400
 _BLIP_NAMES = [
@@ -191,7 +189,7 @@ def _load_tokenizer(path, vocabulary):
     except (OSError, ValueError) as error:
         raise missing_model("BERT tokenizer", path, error) from None
 
-# %% ../../nbs/4_judging/image_reward.ipynb #83d82437
+# %% ../../nbs/4_judging/image_reward.ipynb #1866e61e
 def load_image_reward(
     path,  # Folder or hub id with the checkpoint
     file: str = "ImageReward.pt",  # The checkpoint

@@ -20,19 +20,20 @@ from torch import Tensor, nn
 from ..common.files import sha256
 from ..common.names import did_you_mean, is_import_path, load_object
 
-# %% ../../nbs/4_judging/rewards.ipynb #bcdf93a6
+# %% ../../nbs/4_judging/rewards.ipynb #1fc34535
 REWARDS = {}  # name -> maker
 
 
 def register_reward(
     name: str,  # How users will ask for it
-):  # Decorator of the maker, a function that returns the reward
+):  # Decorator of the maker: a function, or a class that may have `from_pretrained`
     "Make a reward findable by name; a second maker of the same name is an error"
 
     def register(maker):
-        if name in REWARDS and REWARDS[name].__qualname__ != maker.__qualname__:
+        make = getattr(maker, "from_pretrained", maker)
+        if name in REWARDS and REWARDS[name].__qualname__ != make.__qualname__:
             raise ValueError(f"reward {name!r} is registered already: choose another name")
-        REWARDS[name] = maker
+        REWARDS[name] = make
         return maker
 
     return register
