@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-
 from short_runs import run
+
 from vggflow.training.config import FinetuneConfig
 
 

@@ -9,12 +9,12 @@ import shutil
 
 import pytest
 import torch
-
 from short_runs import equal_weights
-from vggflow.common.data import project_root
-from vggflow.common.files import read_rows
 from vggflow.methods.direct import ReFL
 from vggflow.methods.value_gradient import VGGFlow
+
+from vggflow.common.data import project_root
+from vggflow.common.files import read_rows
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.diagnostics import (

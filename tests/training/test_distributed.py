@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from short_runs import EVERY_METHOD, column, distance
-from vggflow.common.files import read_rows
 from vggflow.methods.registry import METHODS
+
+from vggflow.common.files import read_rows
 from vggflow.training.run_directory import RunDirectory
 
 CARD = dict(
@@ -212,7 +212,6 @@ def test_accelerate_launch_runs_a_card(tmp_path):
     """The guide's command, started by accelerate itself, on a pipeline from disk with all
     its text encoders and with guidance"""
     from tiny_sd3 import make_tiny_sd3
-
     from vggflow.commands.run import run
 
     card = dict(

@@ -12,13 +12,13 @@ from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune
-from vggflow.training.run_directory import (
-    RunDirectory,
+from vggflow.training.record import (
     own_shift,
     record_differences,
     run_record,
     without_secrets,
 )
+from vggflow.training.run_directory import RunDirectory
 
 
 def linear(x, prompts=None):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from short_runs import (
     EVERY_METHOD,
     column,
@@ -17,6 +16,7 @@ from short_runs import (
     linear,
     run,
 )
+
 from vggflow.common.files import read_rows
 from vggflow.methods.direct import ReFL
 from vggflow.methods.method import Method
@@ -77,7 +77,7 @@ class EqualWeights(VGGFlow):
 @pytest.mark.parametrize("fault", [LocalQuantile, EqualWeights])
 def test_a_fault_in_portions_would_be_noticed(whole, fault):
     method = fault(beta=2.0, eta=lambda t: t / 2, clip=0.7)
-    assert distance(whole["vgg"], gaussian_run(method, micro_batch=3)) > 1e6 * ALLOWED
+    assert distance(whole["vgg"], gaussian_run(method, micro_batch=3)) > 1e4 * ALLOWED
 
 
 def test_evaluation_does_not_disturb_the_run():

@@ -104,7 +104,7 @@ def sum_of_one_type(processes: Processes, parameters: list):
     for p, gradient in zip(parameters, total.split([p.numel() for p in parameters])):
         p.grad.copy_(gradient.view_as(p))
 
-# %% ../../nbs/3_training/processes.ipynb #e3fa4d79
+# %% ../../nbs/3_training/processes.ipynb #63fc5145
 def launched():
     "An `accelerate.Accelerator` where a launcher set up several processes, otherwise None"
     if int(os.environ.get("WORLD_SIZE") or 1) < 2 or "RANK" not in os.environ:
@@ -117,7 +117,7 @@ def launched():
     on_cpu = not torch.accelerator.is_available()
     return Accelerator(cpu=on_cpu, kwargs_handlers=[patient])
 
-
+# %% ../../nbs/3_training/processes.ipynb #a846f1cd
 def check_processes(
     processes: Processes,  # Those that share a run
     flow: FlowModel | None,  # The flow, if it is there yet
@@ -139,7 +139,7 @@ def check_processes(
             "build the flow with device=accelerator.device"
         )
 
-# %% ../../nbs/3_training/processes.ipynb #a6159c14
+# %% ../../nbs/3_training/processes.ipynb #f1d073f9
 def frozen_blocks(flow: FlowModel) -> list:
     "The repeated blocks of a flow's largest part"
     parts = list(flow.children())
@@ -155,7 +155,7 @@ def wants_shards() -> bool:
     "Whether accelerate is configured for FSDP"
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
-
+# %% ../../nbs/3_training/processes.ipynb #315a70c2
 def shard(flow: FlowModel, processes: Processes):
     "Spread the frozen blocks of a flow over the processes (FSDP2)"
     from torch.distributed import init_device_mesh

@@ -235,7 +235,7 @@ def make_optimizer(flow: FlowModel, method: Method, config: FinetuneConfig):
     cls = optimizer_class(config.optimizer)
     return cls(groups, betas=(0.9, 0.999), weight_decay=config.weight_decay, **fused)
 
-# %% ../../nbs/3_training/update.ipynb #2bcac910
+# %% ../../nbs/3_training/update.ipynb #d7c379f6
 def random_states(state: TrainingState) -> dict:
     "States of torch's generators on all processes: where an unfinished update began"
     own = state.update_began_with or rng_tensors()
@@ -249,7 +249,7 @@ def random_states(state: TrainingState) -> dict:
             named[f"{name}.{rank}" if rank else name] = value
     return named
 
-
+# %% ../../nbs/3_training/update.ipynb #5734b2c2
 def checkpoint_parts(state: TrainingState) -> dict:
     "All that a checkpoint keeps; called by all processes"
     parts = dict(
