@@ -184,7 +184,7 @@ def read_prompt_file(
         raise ValueError(f"no prompts in {path}: write one a line")
     return found
 
-# %% ../../nbs/4_judging/prompts.ipynb #f40895d7
+# %% ../../nbs/4_judging/prompts.ipynb #aedd7038
 def _parquet_rows(path):
     "Rows of a parquet file"
     try:
@@ -211,7 +211,7 @@ def _parse_rows(path):
         return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
     return text.splitlines()
 
-# %% ../../nbs/4_judging/prompts.ipynb #cc922aca
+# %% ../../nbs/4_judging/prompts.ipynb #c940c95b
 def _table_rows(path):
     "Rows of a file of prompts; raises a one-line `ValueError`"
     try:
@@ -239,7 +239,7 @@ def _column_name(names, column, path):
         )
     return name
 
-# %% ../../nbs/4_judging/prompts.ipynb #52e262ba
+# %% ../../nbs/4_judging/prompts.ipynb #779a8781
 def _check_same_kind(rows, path):
     "Raise `ValueError` where a row is of another type than the first"
     for i, row in enumerate(rows, 1):
@@ -267,7 +267,7 @@ def _cell(row, i, name, path):
         )
     return cell
 
-# %% ../../nbs/4_judging/prompts.ipynb #d76a2a15
+# %% ../../nbs/4_judging/prompts.ipynb #5307284d
 def _column_of(rows, column, path):
     "Prompts of rows that are strings or dicts"
     if column and path.suffix.lower() not in _TABLES:
@@ -282,7 +282,7 @@ def _column_of(rows, column, path):
     name = _column_name(names, column, path)
     return [_cell(row, i, name, path) for i, row in enumerate(rows, 1)]
 
-# %% ../../nbs/4_judging/prompts.ipynb #f589fb9f
+# %% ../../nbs/4_judging/prompts.ipynb #ab7f87ae
 def _hub_prompts(name):
     "Prompts of a published data set"
     from huggingface_hub import snapshot_download
