@@ -128,7 +128,7 @@ class Sheets:
         height, width = sheet.shape[0] // rows, sheet.shape[1] // columns
         return sheet.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
 
-# %% ../../nbs/6_experiments/samples.ipynb #56d26a2a
+# %% ../../nbs/6_experiments/samples.ipynb #410c9e30
 def read_sheets(
     results,  # From `read_results`
 ) -> Sheets:  # Raises FileNotFoundError with the remedy
@@ -154,9 +154,9 @@ def named_sheets(
     except FileNotFoundError:
         return {}
     files = {
-        name: _sheet_file(folder, run, name)
-        for run, names in record["sheets"].items()
-        for name in names
+        entry.get("name", sheet): _sheet_file(folder, run, sheet)
+        for run, kept in record["sheets"].items()
+        for sheet, entry in kept.items()
     }
     return {name: file for name, file in files.items() if file.exists()}
 
