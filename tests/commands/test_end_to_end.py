@@ -1,119 +1,225 @@
-"The main job, small: the emoji pipeline is aligned by VGG-Flow, and stock diffusers loads what comes out."
-import json, subprocess, sys, time
+"The main job, small: the emoji pipeline is aligned, and stock diffusers loads the result"
+
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-import psutil, pytest, torch
+
+import psutil
+import pytest
+import torch
 from diffusers import StableDiffusion3Pipeline
-from vggflow.experiments.cards import cards as E, status
-from vggflow.worlds.emoji import asset, load_flow, load_reward, prompts
+
+from vggflow import (
+    FinetuneConfig,
+    ReFL,
+    RunDirectory,
+    VGGFlow,
+    finetune,
+    get_reward,
+    load_flow,
+)
+from vggflow.common.data import data_file
+from vggflow.common.files import read_rows
 from vggflow.judging.evaluation import draw
-from vggflow.training.loop import FinetuneConfig, finetune
-from vggflow.methods.methods import ReFL, VGGFlow
+from vggflow.worlds.world import get_world
 
 ROOT = Path(__file__).parents[2]
+PROMPTS = list(get_world("emoji").prompts)
 
 
 def warm(images, prompts):
     "More red than blue: the reward of the README"
     red, blue = images[:, 0], images[:, 2]
-    return 10*(red-blue).mean((1, 2))
+    return 10 * (red - blue).mean((1, 2))
 
 
 def mean_reward(flow, reward, base=False):
-    images, cond = draw(flow, prompts[:8], 3, steps=10, seed=3, base=base)
-    with torch.no_grad(): return reward(images.clamp(0, 1), cond).mean().item()
+    "Of eight prompts, from fixed noise"
+    images, cond = draw(flow, PROMPTS[:8], 3, steps=10, seed=3, base=base)
+    with torch.no_grad():
+        return reward(images.clamp(0, 1), cond).mean().item()
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def aligned(tmp_path_factory):
-    out = tmp_path_factory.mktemp('run'); torch.manual_seed(0)
-    flow, reward = load_flow(), load_reward('emoji-aesthetic')
-    config = FinetuneConfig(updates=25, batch_size=8, steps=10, transitions=4, lr=3e-3, save_every=10)
-    history = finetune(flow, reward, VGGFlow(beta=30., mode='trajectory', clip=.8), config, out=out, prompts=prompts, progress=False)
+    "Flow, reward, run directory and history of 25 updates"
+    out = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    flow, reward = load_flow("emoji"), get_reward("emoji-aesthetic")
+    small = dict(updates=25, batch_size=8, steps=10, transitions=4, lr=3e-3)
+    config = FinetuneConfig(**small, save_every=10)
+    method = VGGFlow(beta=30.0, mode="trajectory", clip=0.8)
+    more = dict(prompts=PROMPTS, progress=False)
+    history = finetune(flow, reward, method, config, out=out, **more)
     return flow, reward, out, history
 
 
 def test_vgg_flow_raises_the_reward_of_the_emoji_world(aligned):
     flow, reward, _, _ = aligned
-    assert mean_reward(flow, reward) > mean_reward(flow, reward, base=True)+.4
+    assert mean_reward(flow, reward) > mean_reward(flow, reward, base=True) + 0.4
 
 
 def test_the_base_is_untouched(aligned):
-    flow, reward, _, _ = aligned
+    flow = aligned[0]
+    generator = torch.Generator().manual_seed(0)
+    x, cond = flow.prior(2, PROMPTS[:2], generator), PROMPTS[:2]
+    t = torch.tensor([0.2, 0.8])
     with torch.no_grad():
-        x, t, c = flow.prior(2, prompts[:2], torch.Generator().manual_seed(0)), torch.tensor([.2, .8]), prompts[:2]
-        assert torch.allclose(flow.base_velocity(x, t, c), load_flow().velocity(x, t, c), atol=1e-5)
+        base, fresh = (
+            flow.base_velocity(x, t, cond),
+            load_flow("emoji").velocity(x, t, cond),
+        )
+        tuned = flow.velocity(x, t, cond)
+    allowed = 1e-5 * fresh.abs().max()
+    assert (base - fresh).abs().max() < allowed
+    assert (tuned - fresh).abs().max() > 100 * allowed  # teeth: training would be noticed
 
 
 def test_the_value_network_learned_and_is_saved(aligned):
-    flow, _, out, history = aligned
-    from vggflow.training.checkpoint import checkpoints, load_checkpoint
-    update, parts = load_checkpoint(checkpoints(out/'checkpoints')[-1])
-    assert update == 25 and parts['method']['value.correction.net.proj_out.weight'].abs().sum() > 0
-    assert json.loads((out/'config.json').read_text())['method']['beta'] == 30.
+    run = RunDirectory(aligned[2])
+    update, parts = run.load_newest()
+    assert update == 25
+    assert parts["method"]["value.correction.net.proj_out.weight"].abs().sum() > 0
+    assert run.record["method"]["beta"] == 30.0
 
 
 def test_stock_diffusers_loads_the_adapter(aligned, tmp_path):
-    flow, _, _, _ = aligned
-    flow.save_lora(tmp_path)
-    pipe = StableDiffusion3Pipeline.from_pretrained(asset('base')); pipe.set_progress_bar_config(disable=True)
-    draw_one = lambda: pipe('a cat', num_inference_steps=5, guidance_scale=1., output_type='np', generator=torch.Generator().manual_seed(0)).images
-    before = draw_one(); pipe.load_lora_weights(tmp_path); after = draw_one()
-    assert abs(after-before).mean() > .01
+    aligned[0].save_lora(tmp_path)
+    pipe = StableDiffusion3Pipeline.from_pretrained(data_file("emoji/base"))
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw_one():
+        noise = torch.Generator().manual_seed(0)
+        how = dict(num_inference_steps=5, guidance_scale=1.0, output_type="np")
+        return pipe("a cat", generator=noise, **how).images
+
+    before = draw_one()
+    pipe.load_lora_weights(tmp_path)
+    assert abs(draw_one() - before).mean() > 0.01
 
 
-@pytest.mark.parametrize('method', [VGGFlow(beta=5., mode='exact'), VGGFlow(beta=5., mode='finite-difference'), ReFL()], ids=['exact', 'finite-difference', 'ReFL'])
-def test_every_method_steps_with_guidance(method):
-    torch.manual_seed(0); flow = load_flow(guidance_scale=2.)
+METHODS = {
+    "exact": lambda: VGGFlow(beta=5.0, mode="exact"),
+    "finite-difference": lambda: VGGFlow(beta=5.0, mode="finite-difference"),
+    "ReFL": ReFL,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_steps_with_guidance(name):
+    torch.manual_seed(0)
+    flow = load_flow("emoji", guidance_scale=2.0)
     config = FinetuneConfig(updates=2, batch_size=2, steps=4, transitions=2)
-    rows = finetune(flow, warm, method, config, prompts=prompts, progress=False).rows
-    assert all(torch.isfinite(torch.tensor(r['loss'])) and r['grad_norm'] > 0 for r in rows)
+    more = dict(prompts=PROMPTS, progress=False)
+    history = finetune(flow, warm, METHODS[name](), config, **more)
+    for row in history.rows:
+        assert torch.isfinite(torch.tensor(row["loss"])) and row["grad_norm"] > 0
 
 
 # --- a run that is killed
 
-KILLED = '''
+KILLED = """
 [profiles]
 smoke = "a"
 [kill]
 template = "finetune"
-parameters = {world = "gaussian", reward = "quadratic", beta = 1.0, updates = 240, batch_size = 64, save_every = 10, eval_every = 60, options = {mode = "exact"}}
-'''
+[kill.parameters]
+world = "gaussian"
+reward = "quadratic"
+beta = 1.0
+updates = 240
+batch_size = 64
+save_every = 10
+eval_every = 60
+options = {mode = "exact"}
+"""
+
 
 @pytest.fixture
 def killed(tmp_path, monkeypatch):
     "A checkout with one card of the real template"
-    (tmp_path/'experiments.toml').write_text(KILLED); (tmp_path/'nbs').mkdir()
-    (tmp_path/'nbs'/'experiments').symlink_to(ROOT/'nbs'/'experiments')
-    monkeypatch.setenv('VGGFLOW_ROOT', str(tmp_path))
-    card, = E.cards('kill', 'smoke'); card.save()
+    from vggflow.experiments.cards import read_cards
+
+    (tmp_path / "experiments.toml").write_text(KILLED)
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "experiments").symlink_to(ROOT / "nbs" / "experiments")
+    monkeypatch.setenv("VGGFLOW_ROOT", str(tmp_path))
+    (card,) = read_cards("kill", "smoke")
+    card.save()
     return card
 
 
 def start(card):
-    "The run as Snakemake starts it"
-    return subprocess.Popen([sys.executable, '-m', 'vggflow.cli', 'run', str(card.folder/'card.json')], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    "The run as Snakemake starts it, whatever this process does with SIGINT"
+    command = [sys.executable, "-m", "vggflow.cli", "run", str(card.folder / "card.json")]
+
+    def hear_interrupts():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, preexec_fn=hear_interrupts, **pipes)
 
 
-def until(p, card, update):
+def wait_for_checkpoint(process, card, update):
     "Wait for a checkpoint after an update; the process must be alive"
-    while not any(int(f.name)>update for f in (card.folder/'checkpoints').glob('[0-9]*')):
-        assert p.poll() is None, p.communicate()[0]
-        time.sleep(.02)
-    return len(E.read_rows(card.folder/'metrics.jsonl'))
+    folder = card.folder / "checkpoints"
+    while not any(int(f.name) > update for f in folder.glob("[0-9]*")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    return len(read_rows(card.folder / "metrics.jsonl"))
 
 
 def test_sigkill_of_a_kernel_and_of_a_run(killed):
-    p = start(killed); at = until(p, killed, 10)
-    for k in psutil.Process(p.pid).children(recursive=True): k.kill()
-    text = p.communicate(timeout=60)[0]
-    assert p.returncode == 2 and 'died' in text and not (killed.folder/'run.ipynb').exists(), text
-    assert status.run_status(killed).state == 'cut off'
-    p = start(killed); at2 = until(p, killed, at+20)
-    p.kill(); text = p.communicate()[0]
-    assert 'resumes after update' in text and at2 < 240
-    p = start(killed); text = p.communicate(timeout=120)[0]
-    assert p.returncode == 0 and 'resumes after update' in text, text
-    rows, evals = (E.read_rows(killed.folder/f) for f in ('metrics.jsonl', 'eval.jsonl'))
-    assert [r['update'] for r in rows] == list(range(1, 241)) and [e['update'] for e in evals] == [0, 60, 120, 180, 240]
-    was = (killed.folder/'run.ipynb').stat().st_mtime_ns
-    assert start(killed).wait() == 0 and (killed.folder/'run.ipynb').stat().st_mtime_ns == was   # a finished run is let be
+    from vggflow.experiments.status import run_status
+
+    notebook = killed.folder / "run.ipynb"
+    first = start(killed)
+    at = wait_for_checkpoint(first, killed, 10)
+    for kernel in psutil.Process(first.pid).children(recursive=True):
+        kernel.kill()
+    text = first.communicate(timeout=60)[0]
+    assert first.returncode == 2 and "died" in text and not notebook.exists(), text
+    assert run_status(killed).state == "cut off"
+    second = start(killed)
+    later = wait_for_checkpoint(second, killed, at + 20)
+    second.kill()
+    text = second.communicate()[0]
+    assert "resumes after update" in text and later < 240
+    third = start(killed)
+    text = third.communicate(timeout=240)[0]
+    assert third.returncode == 0 and "resumes after update" in text, text
+    rows = read_rows(killed.folder / "metrics.jsonl")
+    evals = read_rows(killed.folder / "eval.jsonl")
+    assert [r["update"] for r in rows] == list(range(1, 241))
+    assert [e["update"] for e in evals] == [0, 60, 120, 180, 240]
+    written = notebook.stat().st_mtime_ns
+    # a finished run is let be
+    assert start(killed).wait() == 0 and notebook.stat().st_mtime_ns == written
+
+
+def test_a_run_of_the_shell_ends_on_sigint_and_goes_on(tmp_path):
+    "Exit status 130, then the same command to the end"
+    line = "finetune --world gaussian --updates 4000 --eval-every 0 --save-every 5 --quiet"
+    command = [sys.executable, "-m", "vggflow.cli", *line.split(), "--out", "run"]
+
+    def hear_interrupts():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    how = dict(cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, preexec_fn=hear_interrupts, **how)
+    while not list(tmp_path.glob("run/checkpoints/[0-9]*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "goes on" in err, err
+    done = len(read_rows(tmp_path / "run" / "metrics.jsonl"))
+    command[command.index("4000")] = str(done + 2)
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [r["update"] for r in rows] == list(range(1, done + 3))
+    asked = json.loads((tmp_path / "run" / "command.json").read_text())
+    assert asked["updates"] == done + 2

@@ -1,0 +1,75 @@
+"`vggflow export`: files that others load, and a card that tells of the run"
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+
+def snippets(card):
+    "The Python in a card"
+    return re.findall("```python\n(.*?)```", card, re.S)
+
+
+def test_export(run, call, here):
+    status, _, err = call(f"export {run} given")
+    assert status == 0, err
+    names = {p.name for p in Path("given").iterdir()}
+    assert {"README.md", "pytorch_lora_weights.safetensors"} <= names
+    card = Path("given/README.md").read_text()
+    assert "dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)" in card
+    assert "dtype='float32'" in card and "reward `mine.py:bright`" in card
+    assert "height=16, width=16" in card and "guidance_scale=2," in card
+    for code in snippets(card):
+        compile(code, "card", "exec")
+    status, _, err = call(f"export {run} given")
+    assert status == 2 and "given" in err and "--force" in err
+    assert call(f"export {run} given --force")[0] == 0
+
+
+def test_the_record_alone_knows_the_reward(run, here):
+    from vggflow.commands.export import read_run
+
+    shutil.copytree(run, "r")
+    Path("r/command.json").unlink()
+    assert read_run("r")["record"]["reward"] == "mine.py:bright"
+
+
+def test_the_card_tells_of_the_run_not_of_the_export(run, call, here, model):
+    "Settings from the run's record; the snippets run"
+    shutil.copytree(run, "r")
+    file = Path("r/config.json")
+    record = json.loads(file.read_text())
+    record["config"]["updates"] = 400
+    record["flow"].update(dtype="float16", vae_tiling=True, taesd=True)
+    record["flow"].update(max_sequence_length=64, guidance_scale=3.0)
+    record["prompts"] = ["a|b", "two\nlines"]
+    file.write_text(json.dumps(record))
+    status, _, err = call("export r given")
+    assert status == 0, err
+    card = Path("given/README.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card, re.M))
+    wanted = dict(dtype="float16", vae_tiling="True", taesd="True", guidance_scale="3")
+    wanted.update(updates="2", max_sequence_length="64")
+    assert {k: rows[k] for k in wanted} == wanted
+    assert r"a\|b; two lines" in rows["prompts"]
+    for text in (", 2 updates.", "guidance_scale=3,", "enable_tiling()", "torch.float16"):
+        assert text in card
+    assert "max_sequence_length=64" in card and str(run.parent) not in card
+    said = run_snippets(card, model)
+    assert said["image"].size == (16, 16)
+    flow = said["flow"]
+    assert flow.max_sequence_length == 64 and flow.vae.use_tiling
+    assert flow.guidance_scale == 3
+
+
+def run_snippets(card, model):
+    "Run the Python of a card, with the folders of this test: the names that it defines"
+    said = {}
+    for code in snippets(card):
+        code = re.sub("folder = '.*'", "folder = 'given'", code)
+        code = code.replace("float16", "float32")
+        code = code.replace(repr(Path(model).name), repr(str(model)))
+        assert str(model) in code
+        exec(code, said)
+    return said

@@ -1,0 +1,91 @@
+"A run made in Python is sampled, evaluated, exported and continued from the shell"
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vggflow import FinetuneConfig, ReFL, finetune, get_reward, load_flow
+from vggflow.common.files import read_rows
+
+SMALL = dict(batch_size=2, steps=3, lr=1e-2, save_every=1)
+PROMPTS = ["a cat", "an owl"]
+
+
+def finetune_in_python(out, updates=2, **settings):
+    "What a user writes"
+    flow = load_flow("emoji", lora_rank=2, guidance_scale=2.0, **settings)
+    config = FinetuneConfig(updates=updates, **SMALL)
+    how = dict(out=out, prompts=PROMPTS, progress=False)
+    return finetune(flow, get_reward("redness"), ReFL(), config, **how)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A run directory that Python wrote"
+    out = tmp_path_factory.mktemp("python") / "run"
+    finetune_in_python(out)
+    return out
+
+
+@pytest.fixture
+def moved(made, here):
+    "The same run in another place"
+    return shutil.copytree(made, here / "kept" / "run")
+
+
+def test_it_is_sampled(moved, call):
+    status, out, err = call(f"sample 'a cat' --run {moved} --compare --out c.png")
+    assert status == 0 and "left: base" in out, err
+
+
+def test_it_is_evaluated_with_its_own_prompts(moved, call):
+    few = "--images-per-prompt 2 --perceptual none --clip none --quiet"
+    status, _, err = call(f"evaluate --run {moved} --reward redness --out e {few}")
+    assert status == 0, err
+    assert json.loads(Path("e/evaluation.json").read_text())["prompts"] == PROMPTS
+
+
+def test_it_is_exported(moved, call):
+    status, _, err = call(f"export {moved} given")
+    assert status == 0, err
+    assert "guidance_scale=2," in Path("given/README.md").read_text()
+    assert Path("given/pytorch_lora_weights.safetensors").exists()
+
+
+def test_the_shell_goes_on_with_it(moved, call):
+    "The same settings and more updates; other settings are refused"
+    line = (
+        "finetune --method ReFL --reward redness --prompts 'a cat' 'an owl' --lora-rank 2"
+    )
+    line += " --guidance-scale 2 --batch-size 2 --steps 3 --lr 1e-2 --save-every 1"
+    line += f" --eval-every 0 --quiet --out {moved}"
+    status, _, err = call(f"{line} --updates 3")
+    assert status == 0, err
+    assert [r["update"] for r in read_rows(moved / "metrics.jsonl")] == [1, 2, 3]
+    status, _, err = call(f"{line} --updates 4 --seed 5")
+    assert status == 2 and "another run" in err and "seed" in err
+
+
+def test_python_goes_on_with_a_run_of_the_shell(here, call):
+    line = (
+        "finetune --method ReFL --reward redness --prompts 'a cat' 'an owl' --lora-rank 2"
+    )
+    line += " --guidance-scale 2 --batch-size 2 --steps 3 --lr 1e-2 --save-every 1"
+    status, _, err = call(f"{line} --eval-every 0 --quiet --updates 1 --out run")
+    assert status == 0, err
+    history = finetune_in_python("run", updates=2)
+    assert [r["update"] for r in history.rows] == [1, 2]
+
+
+def test_a_moved_run_names_no_former_place(here, call):
+    line = "finetune --world gaussian --batch-size 4 --steps 4 --transitions 2"
+    line += " --eval-every 0 --save-every 1 --quiet"
+    assert call(f"{line} --updates 2 --out first/run")[0] == 0
+    Path("first/run").rename("kept")
+    assert call(f"{line} --updates 3 --out kept")[0] == 0
+    assert len(read_rows(Path("kept/metrics.jsonl"))) == 3
+    assert not Path("first/run").exists()
+    stored = "".join(p.read_text() for p in Path("kept").glob("*.json"))
+    assert str(here / "first") not in stored
