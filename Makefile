@@ -57,7 +57,7 @@ export: setup ## notebooks -> vggflow/ and README.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export && $(MAKE) -s readme
 
 readme: setup ## nbs/index.ipynb -> README.md
-	@$(BIN)/python -m vggflow.experiments.cards readme
+	@$(BIN)/python -m vggflow.experiments.notebooks readme
 
 register: setup ## run the page of the equations again and print what no cell checks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/equations.ipynb

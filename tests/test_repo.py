@@ -197,7 +197,7 @@ VERBS = {  # a command has the name of what it calls
 
 
 def test_readme_is_in_step():
-    from vggflow.experiments.pages import readme
+    from vggflow.experiments.notebooks import readme
 
     shown = (ROOT / "README.md").read_text(encoding="utf8")
     assert shown == readme(), "README.md differs from nbs/index.ipynb: run make readme"
