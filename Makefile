@@ -4,6 +4,7 @@ SHELL      := /bin/bash
 PYTHON     ?= python3
 PROFILE    ?= quick
 CORES      ?= 2
+THREADS    ?= 1
 FIGURES    ?=
 PIP_FLAGS  ?=
 LAB_FLAGS  ?=
@@ -14,11 +15,11 @@ PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures redraw status test export readme register claims site lab clean-notebooks
+.PHONY: help setup figures redraw status test style export readme register claims site lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
-	@echo "  variables: PROFILE=smoke|quick|paper|sd3 ($(PROFILE))  FIGURES='5 table1 ...' (all)  CORES=n ($(CORES))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'  LAB_FLAGS='--no-browser --allow-root'"
+	@echo "  variables: PROFILE=smoke|quick|paper|sd3 ($(PROFILE))  FIGURES='5 table1 ...' (all)  CORES=n ($(CORES))  THREADS=n of each test process ($(THREADS))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'  LAB_FLAGS='--no-browser --allow-root'"
 
 setup: $(STAMP) ## make .venv, install the package and register its notebook kernel
 
@@ -43,11 +44,14 @@ status: setup ## what of PROFILE is done, running, missing or out of date, and t
 	@$(BIN)/vggflow status --profile $(PROFILE) --cores $(CORES)
 
 test: setup ## everything CI checks: export in step, every notebook runs, tests pass
-	@echo "[test] repository: export and README in step, notebooks clean, imports in order"
+	@echo "[test] repository: export and README in step, notebooks clean, imports downwards, form"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_repo.py
-	@echo "[test] every notebook runs"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/nbdev-test --n-workers $(CORES) --do-print --timing
+	@echo "[test] every notebook runs"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MPLBACKEND=agg $(BIN)/nbdev-test --n-workers $(CORES) --do-print --timing
 	@[ -d .venv/beside/bitsandbytes ] || { echo "[test] fetching bitsandbytes, for the test of its optimiser only"; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps --target .venv/beside $(PIP_FLAGS) bitsandbytes || echo "[test] not to be had here: that test is skipped"; }
-	@echo "[test] pytest"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n $(CORES) --ignore tests/test_repo.py
+	@echo "[test] pytest"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MPLBACKEND=agg $(BIN)/python -m pytest -n $(CORES) --ignore tests/test_repo.py
+
+style: setup ## the form of the code, measured, and what is over a limit
+	@$(BIN)/python tests/style.py && $(BIN)/ruff format --check . && $(BIN)/ruff check .
 
 export: setup ## notebooks -> vggflow/ and README.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export && $(MAKE) -s readme
