@@ -357,6 +357,11 @@ def forked(fn, folder, **environment) -> int:
 
 
 def main(folder) -> int:
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()  # what goes wrong is to be seen
+    of_transformers.disable_progress_bar()
     torch.set_num_threads(1)
     make_tiny_sd3(folder / "tiny", t5=False)
     make_tiny_sd3(folder / "whole")
