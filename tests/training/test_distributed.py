@@ -26,7 +26,7 @@ CARD = dict(
 CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
 PROCESSES = Path(__file__).parents[1] / "two_processes.py"
 IN_DOUBLE = 1e-12  # of the size of the numbers: sums in another order
-IN_SINGLE = 1e-5
+IN_SINGLE = 5e-5
 
 
 def alone() -> dict:
