@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from short_runs import EVERY_METHOD, column, distance
-from vggflow.methods.registry import METHODS
 
 from vggflow.common.files import read_rows
+from vggflow.methods.registry import METHODS
 from vggflow.training.run_directory import RunDirectory
 
 CARD = dict(
