@@ -28,7 +28,7 @@ from vggflow.training.monitors import (
     tracker_class,
 )
 
-# %% ../../nbs/3_training/loop.ipynb #32200729
+# %% ../../nbs/3_training/loop.ipynb #4ac0156a
 from vggflow.training.processes import (
     Processes,
     check_processes,
@@ -36,7 +36,8 @@ from vggflow.training.processes import (
     shard,
     wants_shards,
 )
-from .run_directory import History, RunDirectory, run_record
+from .record import run_record
+from .run_directory import History, RunDirectory
 from vggflow.training.update import (
     BadUpdate,
     TrainingState,
