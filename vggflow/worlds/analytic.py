@@ -47,7 +47,7 @@ class RewardEvaluator:
         "Numbers of the control problem"
         return dict(cost=float(control_cost(*problem).mean().detach()))
 
-
+# %% ../../nbs/5_worlds/analytic.ipynb #b18eea30
 class AnalyticEvaluator(RewardEvaluator):
     "Reward, cost (6) and share of the gap closed, on fixed noise"
 
@@ -55,7 +55,7 @@ class AnalyticEvaluator(RewardEvaluator):
         "Cost, and the gap to the optimum of the same time grid"
         return super().compare(*problem) | dict(gap_closed=float(gap_closed(*problem)))
 
-# %% ../../nbs/5_worlds/analytic.ipynb #0d75afa3
+# %% ../../nbs/5_worlds/analytic.ipynb #b06a16b8
 def linear(x, prompts=None):
     "Sum of the coordinates"
     return x.sum(1)
@@ -68,7 +68,7 @@ def quadratic(x, prompts=None):
 
 ANALYTIC_REWARDS = dict(linear=linear, quadratic=quadratic)
 
-
+# %% ../../nbs/5_worlds/analytic.ipynb #65723667
 class AnalyticWorld(World):
     "An exact base velocity and a small network beside it"
 
@@ -100,7 +100,7 @@ class AnalyticWorld(World):
         own = {key: how[key] for key in ("steps", "shift", "seed") if key in how}
         return AnalyticEvaluator(built.flow, built.reward, 1 / beta, **own)
 
-# %% ../../nbs/5_worlds/analytic.ipynb #c1f9981f
+# %% ../../nbs/5_worlds/analytic.ipynb #b30ccc53
 class GaussianWorld(AnalyticWorld):
     "Data from one Gaussian"
 

@@ -31,7 +31,7 @@ HUB_MODELS = [
     "stabilityai/stable-diffusion-3.5-large-turbo",
 ]
 
-
+# %% ../../nbs/5_worlds/checks.ipynb #be44c54c
 def check_model(
     path,  # Folder or hub id of a pipeline
     revision=None,  # Commit or branch on the hub
@@ -57,13 +57,13 @@ def check_model(
         )
     return index
 
-
+# %% ../../nbs/5_worlds/checks.ipynb #b7e1c4e4
 def _missing_parts(path, index):
     "Parts that the index of a folder names and the folder does not have"
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0]]
     return [p for p in parts if Path(path).is_dir() and not (Path(path) / p).is_dir()]
 
-# %% ../../nbs/5_worlds/checks.ipynb #48d8817f
+# %% ../../nbs/5_worlds/checks.ipynb #194315fd
 def transformer_size(
     config: dict,  # Configuration of an `SD3Transformer2DModel`
 ) -> int:  # Weights, within a few percent
@@ -93,13 +93,13 @@ def check_memory(
     if weights > 4e9:
         warnings.warn(f"{text}, {_FRUGAL}", RuntimeWarning, stacklevel=2)
 
-
+# %% ../../nbs/5_worlds/checks.ipynb #3546928b
 _FRUGAL = (
     "activations apart: for one GPU take gradient_checkpointing=True, "
     "decode_checkpointing=True, micro_batch=1 and dtype='bfloat16'"
 )
 
-# %% ../../nbs/5_worlds/checks.ipynb #7f08afd1
+# %% ../../nbs/5_worlds/checks.ipynb #76e042dd
 def check_device(
     device,  # 'cuda', 'cuda:1', 'cpu', a torch.device, or None
 ):
@@ -124,14 +124,14 @@ def check_device(
             f"device {str(device)!r} is not here, the last of {gpus} is cuda:{count - 1}"
         )
 
-# %% ../../nbs/5_worlds/checks.ipynb #69a2c646
+# %% ../../nbs/5_worlds/checks.ipynb #2fb47d16
 def choose_device(device):
     "Make sure that a device is there, and make a GPU with a number the current one"
     check_device(device)
     if str(device or "").startswith("cuda:"):
         torch.cuda.set_device(device)  # checkpoints keep the random numbers of this one
 
-# %% ../../nbs/5_worlds/checks.ipynb #f0a6cfdd
+# %% ../../nbs/5_worlds/checks.ipynb #18f28e4f
 def check_sizes(
     config,  # Of the transformer
     scale: int,  # Pixels of a latent
@@ -155,7 +155,7 @@ def check_sizes(
     if not isinstance(layers, int) or layers < 1:
         raise ValueError(f"correction_layers must be at least 1, got {layers!r}")
 
-# %% ../../nbs/5_worlds/checks.ipynb #496df755
+# %% ../../nbs/5_worlds/checks.ipynb #6fac1c89
 SHORT_DTYPES = dict(bf16="bfloat16", fp16="float16", fp32="float32")
 
 
@@ -170,7 +170,7 @@ def as_dtype(
         raise ValueError(f"unknown dtype {dtype!r}: use bfloat16, float16 or float32")
     return found
 
-# %% ../../nbs/5_worlds/checks.ipynb #6492478e
+# %% ../../nbs/5_worlds/checks.ipynb #727bfd86
 @contextlib.contextmanager
 def quietly():
     "No progress bars and no notices of diffusers and transformers for a block"

@@ -28,7 +28,7 @@ _SAME = (
     "pos_embed_max_size",
 )
 
-
+# %% ../../nbs/5_worlds/corrections.ipynb #e0a27ad4
 class SD3Correction(nn.Module):
     "ν_φ for latents: a small SD3 transformer of (x, x̂_1 − x, ∇r), zero at the start"
 
@@ -67,7 +67,7 @@ class SD3Correction(nn.Module):
                 return_dict=False,
             )[0]
 
-# %% ../../nbs/5_worlds/corrections.ipynb #f1e288a8
+# %% ../../nbs/5_worlds/corrections.ipynb #72a25eea
 def _second_adapter(flow) -> dict:
     "Add a second adapter to a flow's transformer; its weights by name, float32"
     net = flow.transformer
@@ -85,7 +85,7 @@ def _second_adapter(flow) -> dict:
         weight.data = weight.data.float()
     return {name.replace(".", "/"): weight for name, weight in own.items()}
 
-
+# %% ../../nbs/5_worlds/corrections.ipynb #3ab4894b
 class AdapterCorrection(nn.Module):
     "ν_φ as a second adapter on the flow's transformer, with a last layer of its own"
 

@@ -92,7 +92,7 @@ def check_tiny_decoder(
             "Stable Diffusion 3 needs madebyollin/taesd3"
         )
 
-
+# %% ../../nbs/5_worlds/decoding.ipynb #a70a0d71
 def tiny_decoder(taesd, channels):
     "An `AutoencoderTiny` that fits the latents, frozen"
     check_tiny_decoder(taesd, channels)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GuidedVelocity', 'DescribedFlow', 'PipelineParts', 'CheckedOptions', 'PretrainedPipeline', 'CorrectionMaking',
-           'DiffusersFlow']
+           'FlowParts', 'DiffusersFlow']
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #8b268358
 import difflib
@@ -26,6 +26,8 @@ from vggflow.worlds.checks import (
     check_sizes,
     quietly,
 )
+
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #b75c796c
 from .corrections import AdapterCorrection
 from .decoding import ImageDecoding, check_tiny_decoder, tiny_decoder
 from .encodings import PromptMemory
@@ -38,7 +40,7 @@ from vggflow.worlds.lora import (
 from .recompute import RecomputedBlocks, attention_kernel, differentiating
 from .world import flow_recipe, parameters
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #4c12ef65
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #d254b5aa
 class GuidedVelocity:
     "Finetuned and base velocity with classifier-free guidance (a part of a flow)"
 
@@ -94,7 +96,7 @@ class GuidedVelocity:
         with self.adapter_off():
             return self.guided(x, t, cond, detach=self.detach_base)
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #ac22eff4
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #39ea91da
 class DescribedFlow:
     "What a run record keeps of a pipeline (a part of a flow)"
 
@@ -138,14 +140,14 @@ class DescribedFlow:
             self.__dict__["_marks"] = marks
         return self._marks
 
-
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #168df789
 def _weights_mark(*nets):
     "Checksum of eight numbers of every weight but those of adapters"
     named = [item for net in nets for item in net.named_parameters()]
     few = [w.detach().flatten()[:8].float() for name, w in named if "lora_" not in name]
     return hashlib.sha256(torch.cat(few).cpu().numpy().tobytes()).hexdigest()[:16]
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #ac532e30
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #1237d853
 class PipelineParts:
     "The parts of a pipeline, and where they are (a part of a flow)"
 
@@ -186,7 +188,7 @@ class PipelineParts:
         self._has_t5 = getattr(pipe, "text_encoder_3", None) is not None
         self._cache, self._stacked, self._disk, self._which = {}, {}, None, "default"
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #046f085f
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #a6345676
 class CheckedOptions:
     "Options, looked at before a pipeline is loaded (a part of a flow)"
 
@@ -245,7 +247,7 @@ class CheckedOptions:
         with torch.random.fork_rng(devices=[]), nothing, quietly():
             return cls.transformer_class.from_config(config)
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #76e01cda
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #eeec3dd3
 class PretrainedPipeline(CheckedOptions):
     "Loading from a folder or from the hub (a part of a flow)"
 
@@ -255,7 +257,7 @@ class PretrainedPipeline(CheckedOptions):
         path,  # Folder or hub id of a pipeline, or a pipeline
         lora_rank: int = 8,  # As in `SD3Flow`
         lora_alpha: float = None,  # As in `SD3Flow`
-        lora_targets=None,  # As in `SD3Flow`
+        lora_targets: list = None,  # As in `SD3Flow`
         guidance_scale: float = 1.0,  # As in `SD3Flow`
         dtype=None,  # Of the frozen weights, default float32; the adapter is float32 always
         device=None,  # Of transformer and decoder, default the CPU
@@ -306,7 +308,7 @@ class PretrainedPipeline(CheckedOptions):
         how = dict(load, dtype=dtype) if dtype is not None else load
         return cls.pipeline_class.from_pretrained(path, **how, **hub)
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #a1abb533
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #032a4753
 def _memory(device):
     "Bytes of a GPU, None for other devices"
     if not str(device or "cpu").startswith("cuda"):
@@ -319,7 +321,7 @@ def _unusual(settings: dict) -> dict:
     usual = inspect.signature(PretrainedPipeline.from_pretrained).parameters
     return {key: v for key, v in settings.items() if v != usual[key].default}
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #9d7ff459
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #260db961
 class CorrectionMaking:
     "Networks for the value gradient's correction (a part of a flow)"
 
@@ -339,8 +341,8 @@ class CorrectionMaking:
             net = self.correction_class(self, layers, heads)
         return net.to(self.device)
 
-# %% ../../nbs/5_worlds/diffusers_flow.ipynb #98270074
-class DiffusersFlow(
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #6d890797
+class FlowParts(
     PretrainedPipeline,
     PipelineParts,
     CorrectionMaking,
@@ -353,6 +355,23 @@ class DiffusersFlow(
     DescribedFlow,
     FlowModel,
 ):
+    "All parts of a flow that is a pipeline"
+
+    def _set_sizes(self, image_size, correction, layers):
+        "Sizes, checked without running anything"
+        config, scale = self.transformer.config, self.pipe.vae_scale_factor
+        check_sizes(config, scale, image_size, correction, layers)
+        self.latent_size = image_size // scale if image_size else config.sample_size
+        self.correction_kind, self.correction_layers = correction, layers
+
+    def prior(self, n, cond=None, generator=None) -> Tensor:
+        "Noise of the size of the latents, float32; the same on every device"
+        shape = self.transformer.config.in_channels, self.latent_size, self.latent_size
+        where = generator.device if generator is not None else "cpu"
+        return torch.randn(n, *shape, generator=generator, device=where).to(self.device)
+
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #b8fef5bf
+class DiffusersFlow(FlowParts):
     "A pipeline with a LoRA adapter; the base is the same network with the adapter off"
 
     def __init__(
@@ -360,7 +379,7 @@ class DiffusersFlow(
         pipe,  # Its transformer gets the adapter
         lora_rank: int = 8,  # Rank of the adapter
         lora_alpha: float = None,  # Scale is alpha / rank; default `lora_rank`
-        lora_targets=None,  # Names of the adapted layers; default all attention projections
+        lora_targets: list = None,  # Adapted layers; default all attention projections
         guidance_scale: float = 1.0,  # w in u + w (c − u); 1 is none (paper: 5)
         lora_dropout: float = 0.0,  # Dropout before the adapter, in training only
         cfg_batched: bool = True,  # Both branches of the guidance at once; False: in turn
@@ -371,7 +390,7 @@ class DiffusersFlow(
         max_sequence_length: int = 256,  # Tokens of T5
         text_batch: int = 64,  # Prompts encoded at once; 1: independent of the company
         embeddings=None,  # Folder that keeps the encodings of prompts
-        revision: str = None,  # Of the pipeline, for the names in that folder
+        revision: str = None,  # Commit or branch on the hub
         **options,  # Of `configure`
     ):
         super().__init__()
@@ -384,20 +403,13 @@ class DiffusersFlow(
         self.embeddings, self.revision = embeddings, revision
         self.configure(**options)
 
-    def _set_sizes(self, image_size, correction, layers):
-        "Sizes, checked without running anything"
-        config, scale = self.transformer.config, self.pipe.vae_scale_factor
-        check_sizes(config, scale, image_size, correction, layers)
-        self.latent_size = image_size // scale if image_size else config.sample_size
-        self.correction_kind, self.correction_layers = correction, layers
-
     def configure(
         self,
         taesd=None,  # Folder, hub id or `AutoencoderTiny` for decoding with gradients
-        vae_tiling: bool = False,  # The pipeline's decoder works in overlapping tiles
-        vae_slicing: bool = False,  # ... on one image at a time
+        vae_tiling: bool = False,  # Decode in tiles
+        vae_slicing: bool = False,  # Decode one image at a time
         decode_checkpointing: bool = False,  # With gradients: image by image, recomputed
-        gradient_checkpointing: bool = False,  # See the method of that name
+        gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
         compile=False,  # True or a backend: torch.compile of calls without gradients
     ):
         "Set what trades time, memory and precision; all off by default"
@@ -409,9 +421,3 @@ class DiffusersFlow(
         how = {} if compile is True else dict(backend=compile)
         calls = (self.transformer, self.vae.decode) if compile else ()
         self.__dict__["_compiled"] = tuple(torch.compile(call, **how) for call in calls)
-
-    def prior(self, n, cond=None, generator=None) -> Tensor:
-        "Noise of the size of the latents, float32; the same on every device"
-        shape = self.transformer.config.in_channels, self.latent_size, self.latent_size
-        where = generator.device if generator is not None else "cpu"
-        return torch.randn(n, *shape, generator=generator, device=where).to(self.device)

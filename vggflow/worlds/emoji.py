@@ -66,7 +66,7 @@ class ProbeReport:
         "Index of the first animal among words"
         return next((self.animals.index(w) for w in words if w in self.animals), -1)
 
-
+# %% ../../nbs/5_worlds/emoji.ipynb #6c671c54
 def utility_report(
     name: str,  # A reward of the emoji world
 ):  # Function (images, prompts) -> dict(utility=...); None without a known truth
@@ -76,7 +76,7 @@ def utility_report(
     truth = true_utility(name)
     return lambda images, cond: dict(utility=float(truth(images, cond).mean()))
 
-# %% ../../nbs/5_worlds/emoji.ipynb #0a48bf5a
+# %% ../../nbs/5_worlds/emoji.ipynb #3e4a8d65
 class EmojiWorld(ImageWorld):
     "The embedded pipeline, its rewards and its judges"
 

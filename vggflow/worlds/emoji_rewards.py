@@ -79,12 +79,12 @@ def hits(
     of_size = _right_or_wrong(size, shown == size)
     return right, of_size, _right_or_wrong(colour, colour_of(factors.hue) == colour)
 
-
+# %% ../../nbs/5_worlds/emoji_rewards.ipynb #a63fb75c
 def _right_or_wrong(named, right):
     "1 or -1 where something is named, else 0"
     return torch.where(named < 0, 0.0, 2.0 * right - 1)
 
-# %% ../../nbs/5_worlds/emoji_rewards.ipynb #c5549aa7
+# %% ../../nbs/5_worlds/emoji_rewards.ipynb #37a45ea6
 def hps_utility(
     factors,  # As from `draw_factors`, or as the probe reads them
     prompts: list,  # One for each picture
@@ -109,7 +109,7 @@ def pick_utility(
     missed = (1 + size.clamp(max=0) / 2) * (1 + colour.clamp(max=0) / 2)
     return animal * missed * pleases
 
-# %% ../../nbs/5_worlds/emoji_rewards.ipynb #10825df0
+# %% ../../nbs/5_worlds/emoji_rewards.ipynb #4e555157
 @torch.no_grad()
 def judged_factors(
     x: Tensor,  # Images (B,3,32,32) in [0,1]
@@ -131,7 +131,7 @@ def judged_factors(
         scale=extent / 0.94,
     )
 
-# %% ../../nbs/5_worlds/emoji_rewards.ipynb #4ac19734
+# %% ../../nbs/5_worlds/emoji_rewards.ipynb #b6e3440c
 def _aesthetic_utility(factors, prompts=None):
     return utility(factors.vendor, factors.hue, factors.sat)
 
@@ -159,7 +159,7 @@ def true_utility(
 
     return judged
 
-# %% ../../nbs/5_worlds/emoji_rewards.ipynb #e5725c1c
+# %% ../../nbs/5_worlds/emoji_rewards.ipynb #cf7a29ed
 def _standardised(cls, name, **kw) -> WeightedSum:
     "A scorer of data/emoji by its real loader, in units of its spread on the base model"
     with quietly():
@@ -185,7 +185,7 @@ def emoji_pick() -> WeightedSum:
     "Match with the prompt times taste: scaled cosine of image and prompt"
     return _standardised(PickScoreReward, "pick")
 
-
+# %% ../../nbs/5_worlds/emoji_rewards.ipynb #7afea3b2
 def load_reward(
     name: str = "emoji-aesthetic",  # A registered reward
 ):  # Callable (images, prompts) -> (B,)

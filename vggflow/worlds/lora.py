@@ -238,7 +238,7 @@ def adapter_misfit(
             return wrong
     return ""
 
-
+# %% ../../nbs/5_worlds/lora.ipynb #080451d0
 def _other_architecture(name, shape, own, model):
     "What a layer of an adapter says of another architecture"
     layer = name.split(".lora_")[0]
@@ -256,7 +256,7 @@ def _other_architecture(name, shape, own, model):
             f"this model {ours}"
         )
 
-# %% ../../nbs/5_worlds/lora.ipynb #ace95880
+# %% ../../nbs/5_worlds/lora.ipynb #17f4679d
 def _other_adapter(name, weights, own):
     "What a layer says of an adapter of other layers or of another rank"
     layer = name.split(".lora_")[0]

@@ -69,14 +69,10 @@ class SD3Flow(DiffusersFlow):
 
 # %% ../../nbs/5_worlds/sd3.ipynb #e89d7c0e
 _NO_GRID = ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas")
-_OTHER_GRID = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "shift_terminal",
-)
+_OTHER_GRID = [f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta")]
+_OTHER_GRID += ["shift_terminal"]
 
-
+# %% ../../nbs/5_worlds/sd3.ipynb #d0400e1d
 def scheduler_times(
     scheduler,  # Of a pipeline
     steps: int,  # Euler steps
@@ -100,7 +96,21 @@ def scheduler_times(
     scheduler.set_timesteps(steps)
     return 1 - scheduler.sigmas.double()
 
-# %% ../../nbs/5_worlds/sd3.ipynb #d3851ba1
+# %% ../../nbs/5_worlds/sd3.ipynb #25b19076
+def _check_named(model, prompts):
+    "Refuse a run without a model or without prompts"
+    if not model:
+        raise ValueError(
+            "world 'sd3' needs model=, a folder or a hub id such as "
+            "stabilityai/stable-diffusion-3-medium-diffusers"
+        )
+    if not prompts:
+        raise ValueError(
+            "world 'sd3' needs prompts=: a list of strings, the name of a prompt set, "
+            "or a file of prompts"
+        )
+
+# %% ../../nbs/5_worlds/sd3.ipynb #0af28075
 class SD3World(ImageWorld):
     "Stable Diffusion 3 and 3.5, from a folder or the hub"
 
@@ -112,9 +122,17 @@ class SD3World(ImageWorld):
     most_at_once = 8
     flow_class = SD3Flow
 
-    def make(self, reward, prompts, model="", device=None, dtype=None, **options):
+    def make(
+        self,
+        reward,  # Name
+        prompts,  # list[str]
+        model="",  # Folder or hub id
+        device=None,  # cuda, cuda:1 or cpu; default a GPU if there is one
+        dtype=None,  # bfloat16, float16 or float32; default bfloat16 on a GPU
+        **options,  # Others of `SD3Flow.from_pretrained`
+    ) -> Built:
         "Model, reward and prompts"
-        self._needs(model, prompts)
+        _check_named(model, prompts)
         device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         choose_device(device)
         reward = get_reward(reward)
@@ -125,19 +143,6 @@ class SD3World(ImageWorld):
         options.setdefault("text_batch", 1)
         flow = SD3Flow.from_pretrained(model, device=device, dtype=dtype, **options)
         return Built(flow, reward, list(prompts))
-
-    def _needs(self, model, prompts):
-        "Refuse a run without a model or without prompts"
-        if not model:
-            raise ValueError(
-                "world 'sd3' needs model=, a folder or a hub id such as "
-                "stabilityai/stable-diffusion-3-medium-diffusers"
-            )
-        if not prompts:
-            raise ValueError(
-                "world 'sd3' needs prompts=: a list of strings, the name of a prompt set, "
-                "or a file of prompts"
-            )
 
     def prepare(self, built: Built):
         "Encode the prompts, then free the text encoders"
