@@ -1,56 +1,127 @@
-"""The register of claims: rules that decide, numbers that follow from the committed tables, a file and a page in step with them."""
+"The register of claims: rules that decide, and numbers that follow from committed tables"
+
+import ast
 import json
-from pathlib import Path
-import numpy as np, pytest
-from vggflow.experiments.cards import claims as C
-from vggflow.experiments.plots import Results
 
-ROOT = Path(__file__).parents[2]
+import numpy as np
+import pytest
+from toy_checkout import ROOT
 
-def table(**finals):
-    "A table of straight runs: reward to `finals[method][0]`, diversity from .4 to `finals[method][1]`, three seeds"
-    rows,runs = [],[]
-    for m,(r,d) in finals.items():
-        for s in range(3):
-            runs.append(dict(id=f'{m}-{s}', parameters=dict(method=m, seed=s)))
-            rows += [dict(run=f'{m}-{s}', method=m, seed=s, update=u, reward=(r+.01*s)*u/100, perceptual_diversity=.4+(d-.4+.001*s)*u/100) for u in range(0, 101, 10)]
-    return Results('aesthetic', 'none', rows, dict(runs=runs))
+from vggflow.experiments import claims
+from vggflow.experiments.claims import claims_table, judge, judge_claim, judge_claims
+from vggflow.experiments.comparisons import (
+    better_at_end,
+    better_at_equal_reward,
+    crossings_table,
+    faster,
+)
+from vggflow.experiments.paper_claims import CLAIMS
+from vggflow.experiments.results import Results
 
-def find(name): return next(c for c in C.CLAIMS if c.id==name)
+PAGES = ROOT / "nbs" / "pages"
+
+
+def straight_runs(**ends):
+    "Three seeds each: reward from 0 to `ends[method][0]`, diversity from 0.4 to the other"
+    rows, runs = [], []
+    for method, (reward, diversity) in ends.items():
+        for seed in range(3):
+            run = f"{method}-{seed}"
+            runs.append(dict(id=run, parameters=dict(method=method, seed=seed)))
+            for update in range(0, 101, 10):
+                share = update / 100
+                fall = (diversity - 0.4 + 0.001 * seed) * share
+                row = dict(run=run, method=method, seed=seed, update=update)
+                row["reward"] = (reward + 0.01 * seed) * share
+                rows.append(dict(row, perceptual_diversity=0.4 + fall))
+    return Results("aesthetic", "none", rows, dict(runs=runs))
+
+
+def find(name):
+    "A claim by its id"
+    return next(claim for claim in CLAIMS if claim.id == name)
+
 
 def test_effects_have_the_sign_of_the_table():
-    res = table(**{'VGG-Flow':(2., .38), 'AM':(1., .38), 'ReFL':(4., .1)})
-    assert C.judge(find('aesthetic-faster-than-am').effect(res))['verdict']==C.REPRODUCED
-    assert C.judge(C.faster('AM', 'VGG-Flow')(res))['verdict']==C.CONTRARY
-    c = find('aesthetic-refl-collapses'); assert C.judge(c.effect(res), c.low, c.high)['verdict']==C.REPRODUCED
-    assert np.mean(C.better('VGG-Flow', ('ReFL',), 'perceptual_diversity')(res))>.05 and np.mean(C.better('AM', ('VGG-Flow',), 'perceptual_diversity')(res))<0
+    results = straight_runs(
+        **{"VGG-Flow": (2.0, 0.38), "AM": (1.0, 0.38), "ReFL": (4.0, 0.1)}
+    )
+    values = find("aesthetic-faster-than-am").effect(results)
+    assert judge(values)["verdict"] == claims.REPRODUCED
+    assert judge(faster("AM", "VGG-Flow")(results))["verdict"] == claims.CONTRARY
+    claim = find("aesthetic-refl-collapses")
+    verdict = judge(claim.effect(results), claim.low, claim.high)["verdict"]
+    assert verdict == claims.REPRODUCED
+
+    def lead(one, other):
+        effect = better_at_equal_reward(one, (other,), "perceptual_diversity")
+        return np.mean(effect(results))
+
+    assert lead("VGG-Flow", "ReFL") > 0.05 and lead("AM", "VGG-Flow") < 0
+    assert np.mean(better_at_end("VGG-Flow", "ReFL")(results)) > 0.2
+
 
 def test_a_series_that_was_not_run_is_said():
-    row = C.test_claim(find('aesthetic-faster-than-am'), dict(aesthetic=table(**{'VGG-Flow':(2., .3)})))
-    assert row['verdict']==C.NOT_RUN and 'AM' in row['reason']
+    tables = dict(aesthetic=straight_runs(**{"VGG-Flow": (2.0, 0.3)}))
+    row = judge_claim(find("aesthetic-faster-than-am"), tables)
+    assert row["verdict"] == claims.NOT_RUN and "AM" in row["reason"]
+
 
 def test_at_least_fifteen_claims_and_every_rule_can_fail():
-    assert len(C.CLAIMS)>=15 and all(np.isfinite(c.low) or np.isfinite(c.high) for c in C.CLAIMS if c.effect)
+    assert len(CLAIMS) >= 15
+    rules = [(claim.low, claim.high) for claim in CLAIMS if claim.effect]
+    assert all(np.isfinite(low) or np.isfinite(high) for low, high in rules)
+
 
 def test_file_and_page_follow_from_the_tables():
-    rows = C.register(); kept = json.loads((ROOT/'data'/'results'/'claims.json').read_text())['claims']
-    assert [r['id'] for r in kept]==[r['id'] for r in rows]
-    for k,r in zip(kept, rows):
-        assert k['verdict']==r['verdict'], f"{r['id']}: call make claims"
-        if r.get('n'): assert k['mean']==pytest.approx(r['mean'], rel=1e-4, abs=1e-9) and k['table_sha256']==r['table_sha256']
-    page = json.loads((ROOT/'nbs'/'pages'/'claims.ipynb').read_text()); shown = ''.join(next(c for c in page['cells'] if 'as_markdown(register())' in ''.join(c['source']))['outputs'][0]['data']['text/markdown'])
-    assert shown==C.as_markdown(rows), 'call make claims'
+    rows = judge_claims()
+    kept = json.loads((ROOT / "data/results/claims.json").read_text())["claims"]
+    assert [row["id"] for row in kept] == [row["id"] for row in rows]
+    for old, new in zip(kept, rows):
+        assert old["verdict"] == new["verdict"], f"{new['id']}: call make claims"
+        if new.get("n"):
+            assert old["mean"] == pytest.approx(new["mean"], rel=1e-4, abs=1e-9)
+            assert old["table_sha256"] == new["table_sha256"]
+    shown = [markdown_of(cell) for cell in code_cells("claims")]
+    assert claims_table(rows) in shown, "call make claims"
+
+
+def code_cells(page):
+    "Of a page's notebook"
+    cells = json.loads((PAGES / f"{page}.ipynb").read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def markdown_of(cell):
+    "What a cell shows; None if that is no Markdown"
+    found = [output.get("data", {}).get("text/markdown") for output in cell["outputs"]]
+    return next(("".join(text) for text in found if text), None)
+
 
 def test_results_page_follows_from_the_tables():
     "Every table of the page, computed again"
-    scope,n = {},0
-    for c in json.loads((ROOT/'nbs'/'pages'/'results.ipynb').read_text())['cells']:
-        if c['cell_type']!='code': continue
-        *before,last = [''.join(l) for l in c['source']]; exec(''.join(before), scope)
-        if not c['outputs']: exec(last, scope); continue
-        assert eval(last, scope).data==''.join(c['outputs'][0]['data']['text/markdown']), 'call make claims'; n += 1
-    assert n>=10
+    scope, checked = {}, 0
+    for cell in code_cells("results"):
+        *before, last = ast.parse("".join(cell["source"])).body or [None]
+        exec(compile(ast.Module(before, []), "page", "exec"), scope)
+        if isinstance(last, ast.Expr):
+            value = eval(compile(ast.Expression(last.value), "page", "eval"), scope)
+            if markdown_of(cell):
+                assert value.data == markdown_of(cell), "call make claims"
+                checked += 1
+        elif last:
+            exec(compile(ast.Module([last], []), "page", "exec"), scope)
+    assert checked >= 10
+
 
 def test_runs_are_compared_at_rewards_that_they_reached():
-    lines = C.crossings({m:('aesthetic','paper','method',m) for m in ('VGG-Flow','VGG-Flow-PMP')}, (1., 3.)).splitlines()
-    assert [l.split('|')[1:3] for l in lines[2:]]==[[' 1 ',' VGG-Flow '], [' 1 ',' VGG-Flow-PMP '], [' 3 ',' VGG-Flow-PMP ']]   # VGG-Flow does not get to 3
+    names = ("VGG-Flow", "VGG-Flow-PMP")
+    series = {name: ("aesthetic", "paper", "method", name) for name in names}
+    lines = crossings_table(series, (1.0, 3.0)).splitlines()[2:]
+    places = [[cell.strip() for cell in line.split("|")[1:3]] for line in lines]
+    # VGG-Flow does not get to 3
+    assert places == [
+        [" 1 ", " VGG-Flow "],
+        [" 1 ", " VGG-Flow-PMP "],
+        [" 3 ", " VGG-Flow-PMP "],
+    ]

@@ -113,10 +113,10 @@ def figure_arguments(
     given |= {**figure.parameters, "profile": profile, "out": str(figure.folder(profile))}
     return check_parameters(given, declared, figure.template)
 
-# %% ../../nbs/6_experiments/figures.ipynb #6f951d2d
+# %% ../../nbs/6_experiments/figures.ipynb #d8d9ec04
 def code_fingerprint(
     notebook,  # Path
-) -> str:  # Hexadecimal; form, comments, docstrings, prose and outputs do not count
+) -> str:  # Hexadecimal; form, comments, docstrings and imports do not count
     "Checksum of what a notebook's code does"
     cells = json.loads(Path(notebook).read_text(encoding="utf8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -135,7 +135,10 @@ def _parsed(source):
 def _tree(node):
     "A syntax tree as lists, without docstrings and what differs between Pythons"
     if isinstance(node, list):
-        return [_tree(part) for part in node]
+        parts = [
+            part for part in node if not isinstance(part, (ast.Import, ast.ImportFrom))
+        ]
+        return [_tree(part) for part in parts]
     if not isinstance(node, ast.AST):
         return repr(node)
     fields = {}
