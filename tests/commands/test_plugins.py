@@ -1,4 +1,4 @@
-"A method, a model and a reward of a user's own: one file, and no file of the package changed"
+"A method, a model and a reward of a user's own: one file, nothing of the package changed"
 
 import json
 from pathlib import Path

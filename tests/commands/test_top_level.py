@@ -10,7 +10,8 @@ import pytest
 
 import vggflow
 
-NAMES = """FlowModel GaussianFlow MixtureFlow Trajectory time_grid sample ValueGradient Method
+NAMES = """FlowModel GaussianFlow MixtureFlow Trajectory time_grid sample ValueGradient
+Method
 VGGFlow VGGFlowPMP AdjointMatching ReFL DRaFT FinetuneConfig finetune History RunDirectory
 SD3Flow lora_settings load_flow get_reward load_prompts read_images evaluate
 gap_closed""".split()

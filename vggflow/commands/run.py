@@ -15,6 +15,7 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from .options import Count
 from ..common.names import choose
 from ..judging.evaluation import Evaluator
 from ..judging.prompts import evenly
@@ -23,7 +24,8 @@ from ..training.config import MAY_CHANGE, FinetuneConfig
 from ..training.diagnostics import stop_names
 from ..training.loop import check_run, finetune
 from ..training.processes import Processes, launched
-from ..training.run_directory import RunDirectory, own_shift, run_record
+from ..training.record import own_shift, run_record
+from ..training.run_directory import RunDirectory
 from ..worlds.world import get_world
 
 # %% ../../nbs/7_commands/run.ipynb #81519308

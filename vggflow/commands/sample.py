@@ -78,6 +78,7 @@ def prompts_to_draw(prompt: tuple, prompts: list = None, limit: int = 0) -> list
 def draw_sides(flow, prompts, n, times, bases, seed=0, batch_size=8):
     "Images prompt after prompt, (N, 3, H, W): n of each side, from the same noise"
     import torch
+
     from vggflow.judging.image_sets import draw_jobs
 
     jobs = [(p, i) for p in range(len(prompts)) for i in range(n)]
