@@ -741,6 +741,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'vggflow/judging/image_sets.py'),
                                             'vggflow.judging.image_sets._numbers_of_sets': ( '4_judging/image_sets.html#_numbers_of_sets',
                                                                                              'vggflow/judging/image_sets.py'),
+                                            'vggflow.judging.image_sets._numbers_record': ( '4_judging/image_sets.html#_numbers_record',
+                                                                                            'vggflow/judging/image_sets.py'),
                                             'vggflow.judging.image_sets._pictures': ( '4_judging/image_sets.html#_pictures',
                                                                                       'vggflow/judging/image_sets.py'),
                                             'vggflow.judging.image_sets._read_image': ( '4_judging/image_sets.html#_read_image',

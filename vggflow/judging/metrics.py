@@ -74,7 +74,7 @@ def per_prompt_fid(
     distances = [frechet_distance(features[p], reference[p]) for p in features]
     return sum(distances) / len(distances)
 
-# %% ../../nbs/4_judging/metrics.ipynb #d2030593
+# %% ../../nbs/4_judging/metrics.ipynb #a7d8add4
 class FID(NamedTuple):
     "A per-prompt Fréchet distance with what is needed to read it"
 
@@ -88,7 +88,7 @@ class FID(NamedTuple):
         sizes = f"n = {self.n}, m = {self.m}, {self.prompts} prompts"
         return f"{self.fid:.1f} (base against base {self.base:.1f}; {sizes})"
 
-
+# %% ../../nbs/4_judging/metrics.ipynb #df334f8b
 def fid_beside_floor(
     features: dict,  # prompt -> features (n, d) of the finetuned model's images
     reference: dict,  # prompt -> features (m, d) of the base model's images

@@ -119,7 +119,7 @@ def load_prompts(
     found = [p for part in parts for p in _prompts_of(str(part).strip()) if p]
     return evenly(list(dict.fromkeys(found)), limit)
 
-# %% ../../nbs/4_judging/prompts.ipynb #fd673b84
+# %% ../../nbs/4_judging/prompts.ipynb #aae50bc6
 def _named_file(text):
     "The file that a text names, and a column of it; nothing where it is a prompt"
     if os.path.isfile(text):
@@ -139,7 +139,7 @@ def _published_prompts(name):
     ours = [file for file in files if file.suffix.lower() in endings]
     return read_prompt_file(ours[0]) if ours else _hub_prompts(name)
 
-
+# %% ../../nbs/4_judging/prompts.ipynb #f1a542e0
 def _prompts_of(text):
     "Prompts of one name, file or prompt"
     if text in OWN_SETS:
