@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generator_of']
 
-# %% ../../nbs/0_common/random.ipynb #4590b2a0
+# %% ../../nbs/0_common/random.ipynb #71a782b3
 def generator_of(
     *numbers: int,  # Not negative, e.g. seed, update, index
 ):  # `torch.Generator` on the CPU
@@ -13,5 +13,8 @@ def generator_of(
     import numpy as np
     import torch
 
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    # numpy fills short lists with zeros: without a key (3, 5) and (3, 5, 0) would be one.
+    # Three numbers, the common case, go without, as drawn sets of images always did.
+    key = () if len(numbers) == 3 else (len(numbers),)
+    state = np.random.SeedSequence(numbers, spawn_key=key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)
