@@ -632,6 +632,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vggflow/judging/evaluation.py'),
                                             'vggflow.judging.evaluation._keep_features': ( '4_judging/evaluation.html#_keep_features',
                                                                                            'vggflow/judging/evaluation.py'),
+                                            'vggflow.judging.evaluation._mean_similarity': ( '4_judging/evaluation.html#_mean_similarity',
+                                                                                             'vggflow/judging/evaluation.py'),
                                             'vggflow.judging.evaluation._noise_batches': ( '4_judging/evaluation.html#_noise_batches',
                                                                                            'vggflow/judging/evaluation.py'),
                                             'vggflow.judging.evaluation.base_features': ( '4_judging/evaluation.html#base_features',

@@ -107,6 +107,15 @@ def draw(
     return torch.cat(images) if processes.rank == 0 else None, cond
 
 # %% ../../nbs/4_judging/evaluation.ipynb #d7284f22
+def _mean_similarity(extract, images, cond) -> float:
+    "Mean cosine of images and their prompts"
+    cosines = [
+        extract.similarity(match_device(batch, extract), prompts).float().cpu()
+        for batch, prompts in _batches(images, cond)
+    ]
+    return float(torch.cat(cosines).mean())
+
+
 def _batches(images, cond, size=64):
     "Images and their prompts, at most `size` at once"
     for first in range(0, len(images), size):
@@ -169,11 +178,7 @@ class ImageJudge:
                 found["fid"] = self.distance(features)
                 found["fid_base"] = self.distance(self.base["two"])
         if hasattr(extract, "similarity"):
-            cosines = [
-                extract.similarity(match_device(batch, extract), prompts).float().cpu()
-                for batch, prompts in _batches(images, cond)
-            ]
-            found["alignment"] = float(torch.cat(cosines).mean())
+            found["alignment"] = _mean_similarity(extract, images, cond)
         return found
 
     def distance(self, features) -> float:
