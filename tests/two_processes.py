@@ -1,208 +1,396 @@
-"""The checks of a world of two processes: `python two_processes.py FOLDER` does them in two processes, connected by gloo, and in one alone.
-All three are forks of one that has done the slow thing, importing torch and diffusers"""
-import copy, os, signal, sys, traceback, warnings
+"""The checks of two processes that train together: `python two_processes.py FOLDER`.
+
+Two processes, connected by gloo, and one alone do them. All three are forks of one that
+has done the slow thing, importing torch and diffusers."""
+
+import copy
+import os
+import signal
+import sys
+import traceback
+import warnings
 from pathlib import Path
+
 import torch
-sys.path.insert(0, str(Path(__file__).parent))
+from short_runs import EVERY_METHOD, gaussian_run, outcome, smooth, wave
 from tiny_sd3 import make_tiny_sd3
 from torch.distributed.tensor import DTensor
+
 from vggflow import cli, train
 from vggflow.judging.evaluation import Evaluator, draw
-from vggflow.training.loop import FinetuneConfig, Processes, draw_batch, finetune, launched, shard, wants_shards
+from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
+from vggflow.methods.direct import DRaFT, ReFL
+from vggflow.methods.method import Samples
+from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
-from vggflow.methods.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
+from vggflow.training.config import FinetuneConfig
+from vggflow.training.loop import finetune
+from vggflow.training.processes import Processes, launched, shard, wants_shards
+from vggflow.training.update import draw_samples
 
-PROMPTS = ['a cat','a red dog','two fish']
-ANALYTIC = dict(vgg=lambda: VGGFlow(beta=2., eta=lambda t: t/2, clip=.7), carried=lambda: VGGFlow(mode='trajectory', mu=.9, clip=.7), jittered=lambda: VGGFlow(mode='exact-jittered'),
-                pmp=lambda: VGGFlowPMP(clip=.7), am=lambda: AdjointMatching(clip=.7), draft=lambda: DRaFT(k=2, lv=2), checkpointed=lambda: DRaFT(checkpointed=True), refl=ReFL)
-OPTIONS = dict(checkpointed=dict(gradient_checkpointing=True, decode_checkpointing=True), adapter=dict(correction='adapter'), both=dict(correction='adapter', gradient_checkpointing=True))
-FIVE = dict(vgg=lambda: VGGFlow(clip=.7), pmp=VGGFlowPMP, am=AdjointMatching, draft=lambda: DRaFT(k=2), refl=ReFL)
-
-
-def wave(x, prompts=None): return torch.sin(x).sum(-1)
-def pale(images, prompts=None): return 300*images.mean((1,2,3))
-
-
-def result(flow, h): return dict(rows=[{k:v for k,v in r.items() if k!='seconds'} for r in h.rows], evals=h.evals, state={k:v.clone() for k,v in flow.trainable_state().items()})
-
-
-def smooth(m):
-    "AdamW with a large ε, for which a step is proportional to the gradient: with the usual one the sign of a gradient that is only rounding makes a whole step"
-    m.parameter_groups = lambda flow,lr: [dict(g, eps=1.) for g in type(m).parameter_groups(m, flow, lr)]
-    return m
-
-
-def gaussian(method, **kw):
-    torch.manual_seed(0); flow = GaussianFlow([.3,-.2], .6).double(); torch.nn.init.normal_(flow.residual.net[-1].weight, std=.3)
-    extra = {k:kw.pop(k) for k in ('out','stop_on','reward','evaluate') if k in kw}
-    h = finetune(flow, extra.pop('reward', wave), smooth(method), FinetuneConfig(**{**dict(updates=3, batch_size=8, steps=8, transitions=4, lr=.1), **kw}), progress=False, **extra)
-    return result(flow, h)
+PROMPTS = ["a cat", "a red dog", "two fish"]
+RECOMPUTED = dict(gradient_checkpointing=True)
+OPTIONS = dict(
+    checkpointed=dict(RECOMPUTED, decode_checkpointing=True),
+    adapter=dict(correction="adapter"),
+    both=dict(RECOMPUTED, correction="adapter"),
+)
+FIVE = dict(
+    vgg=lambda: VGGFlow(clip=0.7),
+    pmp=VGGFlowPMP,
+    am=AdjointMatching,
+    draft=lambda: DRaFT(k=2),
+    refl=ReFL,
+)
 
 
-def tiny(method, pipe, guidance_scale=1., out=None, options=None, **kw):
+def pale(images, prompts=None):
+    return 300 * images.mean((1, 2, 3))
+
+
+def tiny_flow(pipeline, **options):
     from vggflow.worlds.sd3 import SD3Flow
-    torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2, guidance_scale=guidance_scale, **(options or {}))
-    h = finetune(flow, pale, smooth(method), FinetuneConfig(**{**dict(updates=2, batch_size=4, steps=3, transitions=2, lr=.01), **kw}), out=out, prompts=PROMPTS, progress=False)
-    assert wants_shards() == any(isinstance(p, DTensor) for p in flow.transformer.parameters()) and not any(isinstance(p, DTensor) for p in flow.trainable_parameters())
-    return result(flow, h)
+
+    torch.manual_seed(0)
+    return SD3Flow(copy.deepcopy(pipeline), **{"lora_rank": 2, **options})
+
+
+def tiny_run(method, pipeline, out=None, options=None, guidance_scale=1.0, **settings):
+    "A run on a tiny Stable Diffusion 3"
+    flow = tiny_flow(pipeline, guidance_scale=guidance_scale, **(options or {}))
+    usual = dict(updates=2, batch_size=4, steps=3, transitions=2, lr=0.01)
+    config = FinetuneConfig(**{**usual, **settings})
+    call = dict(out=out, prompts=PROMPTS, progress=False)
+    history = finetune(flow, pale, smooth(method), config, **call)
+    sharded = any(isinstance(p, DTensor) for p in flow.transformer.parameters())
+    assert wants_shards() == sharded
+    assert not any(isinstance(p, DTensor) for p in flow.trainable_parameters())
+    return outcome(flow, history)
 
 
 def loaded(folder, t5=False):
     "The tiny pipeline, read from disk, with all its text encoders or without T5"
-    from vggflow.worlds.sd3 import StableDiffusion3Pipeline, quietly
-    with quietly(): return StableDiffusion3Pipeline.from_pretrained(folder/('whole' if t5 else 'tiny'), **({} if t5 else dict(text_encoder_3=None, tokenizer_3=None)))
+    from diffusers import StableDiffusion3Pipeline
+
+    without = {} if t5 else dict(text_encoder_3=None, tokenizer_3=None)
+    place = folder / ("whole" if t5 else "tiny")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(place, **without)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def both(folder)->dict:
+class ForItself(VGGFlow):
+    "A fault: the clip's quantile and the unit of a process's own samples"
+
+    def prepare(self, flow, reward, samples):
+        samples.over_batch = lambda values: values
+        return super().prepare(flow, reward, samples)
+
+
+class SameNoise(VGGFlow):
+    "A fault: every process draws the first samples of the batch"
+
+    def prepare(self, flow, reward, samples):
+        numbers = (samples.seed, samples.update, range(len(samples.x0)))
+        shared = (samples.transitions, samples.over_batch)
+        again = Samples.draw(flow, None, samples.times, *numbers, *shared)
+        return super().prepare(flow, reward, again)
+
+
+FAULTS = dict(
+    for_itself=lambda: ForItself(beta=2.0, eta=lambda t: t / 2, clip=0.7),
+    same_noise=lambda: SameNoise(beta=2.0, eta=lambda t: t / 2, clip=0.7),
+)
+
+
+def same_on_both(folder) -> dict:
     "What must not depend on the number of processes"
-    pipes = dict(tiny=loaded(folder), whole=loaded(folder, t5=True))
-    out = {f'gaussian {n}': gaussian(m()) for n,m in ANALYTIC.items()}
-    out['ema'] = gaussian(VGGFlow(), ema=.8, eval_every=2, evaluate=lambda f,u: dict(w=f.residual.net[-1].weight.sum().item()))
-    for k,pipe in pipes.items():
-        for w in (1.,3.): out.update({f'{k} {n} {w}': tiny(m(), pipe, w) for n,m in FIVE.items()})
-    out.update({f'tiny {n}': tiny(VGGFlow(clip=.7), pipes['tiny'], 3., options=o) for n,o in OPTIONS.items()})
-    return out
+    found = {f"gaussian {name}": gaussian_run(m()) for name, m in EVERY_METHOD.items()}
+
+    def weight_sum(flow, update):
+        return dict(w=flow.residual.net[-1].weight.sum().item())
+
+    often = dict(ema=0.8, eval_every=2, evaluate=weight_sum)
+    found["ema"] = gaussian_run(VGGFlow(), **often)
+    pipelines = dict(tiny=loaded(folder), whole=loaded(folder, t5=True))
+    for kind, pipeline in pipelines.items():
+        for scale in (1.0, 3.0):
+            for name, make in FIVE.items():
+                run = tiny_run(make(), pipeline, guidance_scale=scale)
+                found[f"{kind} {name} {scale}"] = run
+    for name, options in OPTIONS.items():
+        method = VGGFlow(clip=0.7)
+        run = tiny_run(method, pipelines["tiny"], options=options, guidance_scale=3.0)
+        found[f"tiny {name}"] = run
+    return found
 
 
-def killed(method, at=4):
+def killed(method, update=4):
     "The method, killed in an update"
-    own,calls = method.prepare,[]
+    own = method.prepare
+    calls = []
+
     def prepare(*args):
         calls.append(1)
-        if len(calls)==at: raise InterruptedError
+        if len(calls) == update:
+            raise InterruptedError
         return own(*args)
-    method.prepare = prepare; return method
+
+    method.prepare = prepare
+    return method
 
 
-def interrupted(folder:Path)->dict:
-    "Runs, and the same runs killed in their fourth update and called again: with dropout, so that torch's own random numbers count; T5 and guidance are there in every second"
-    res = {}
-    for i,(n,make) in enumerate(FIVE.items()):
-        pipe = loaded(folder, t5=i%2==1); kw = dict(guidance_scale=2. if i%2==0 else 1., options=dict(lora_dropout=.3), updates=5, save_every=2, ema=.5)
-        whole = tiny(make(), pipe, out=folder/f'uncut-{n}', **kw)
-        try: tiny(killed(make()), pipe, out=folder/f'cut-{n}', **kw)
-        except InterruptedError: res[n] = dict(whole=whole, again=tiny(make(), pipe, out=folder/f'cut-{n}', **kw))
-    return res
+def interrupted(folder: Path) -> dict:
+    """Runs, and the same runs killed in their fourth update and called again: with
+    dropout, so that torch's own random numbers count; T5 and guidance in every second"""
+    found = {}
+    for i, (name, make) in enumerate(FIVE.items()):
+        pipeline = loaded(folder, t5=i % 2 == 1)
+        settings = dict(updates=5, save_every=2, ema=0.5, options=dict(lora_dropout=0.3))
+        settings["guidance_scale"] = 2.0 if i % 2 == 0 else 1.0
+        whole = tiny_run(make(), pipeline, out=folder / f"uncut-{name}", **settings)
+        cut = folder / f"cut-{name}"
+        try:
+            tiny_run(killed(make()), pipeline, out=cut, **settings)
+        except InterruptedError:
+            again = tiny_run(make(), pipeline, out=cut, **settings)
+            found[name] = dict(whole=whole, again=again)
+    return found
 
 
-def faults(ps)->dict:
-    "A reward that fails on the second process only"
-    def bad(x, prompts=None):
-        bad.n += 1
-        return wave(x)*(float('nan') if ps.rank==1 and bad.n==2 else 1.)
-    said = {}
-    bad.n = 0
-    try: gaussian(ReFL(), reward=bad)
-    except FloatingPointError as e: said['stops'] = str(e)
-    bad.n = 0
-    with warnings.catch_warnings(): warnings.simplefilter('ignore'); said['skips'] = gaussian(ReFL(), reward=bad, stop_on=())
-    try: gaussian(ReFL(), batch_size=7)
-    except ValueError as e: said['odd'] = str(e)
-    def fails(flow, update): raise ValueError('the evaluation is broken')
-    try: gaussian(ReFL(), eval_every=1, evaluate=fails)   # raised by the first process
-    except ValueError as e: said['shared'] = str(e)
-    return said
+def said_by(error, fn, *args, **keywords):
+    "What an error says that a call must raise"
+    try:
+        fn(*args, **keywords)
+    except error as raised:
+        return str(raised)
 
 
-def told(ps, folder)->dict:
-    "A signal that reaches the second process only, in its third update"
-    kw = dict(updates=5, save_every=100, ema=.5); whole = gaussian(VGGFlow(), out=folder/'told-uncut', **kw); m,calls = VGGFlow(),[]
-    own = m.prepare
-    def prepare(*args):
-        calls.append(1)
-        if len(calls)==3 and ps.rank==1: signal.raise_signal(signal.SIGTERM)
-        return own(*args)
-    m.prepare,code = prepare,None
+def faults(processes) -> dict:
+    "A reward that fails on the second process only, and other faults"
+
+    def bad():
+        calls = []
+
+        def reward(x, prompts=None):
+            calls.append(1)
+            ill = processes.rank == 1 and len(calls) == 2
+            return wave(x) * (float("nan") if ill else 1.0)
+
+        return reward
+
+    def fails(flow, update):  # raised by the first process
+        raise ValueError("the evaluation is broken")
+
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try: gaussian(m, out=folder/'told-cut', **kw)
-        except SystemExit as e: code = e.code
-    kept = sorted(int(p.name) for p in (folder/'told-cut/checkpoints').glob('[0-9]*')); ps.acc.wait_for_everyone()   # before the first one goes on
-    return dict(code=code, kept=kept, whole=whole, again=gaussian(VGGFlow(), out=folder/'told-cut', **kw))
+        warnings.simplefilter("ignore")
+        skips = gaussian_run(ReFL(), reward=bad(), stop_on=())
+    broken = dict(eval_every=1, evaluate=fails)
+    return dict(
+        skips=skips,
+        stops=said_by(FloatingPointError, gaussian_run, ReFL(), reward=bad()),
+        odd=said_by(ValueError, gaussian_run, ReFL(), batch_size=7),
+        shared=said_by(ValueError, gaussian_run, ReFL(), **broken),
+    )
 
 
-def noise(ps)->dict:
-    "The rows of every process"
-    g = torch.Generator().manual_seed(0); flow = GaussianFlow([0.,0.], 1.)
-    b = draw_batch(flow, FinetuneConfig(batch_size=8), ['a','b','c','d','e'], g, ps)
-    am = AdjointMatching().sampler(flow, b)[1]
-    return dict(x0=ps.gather(b.x0), am=ps.gather(am), cond=b.cond, torch=ps.gather(torch.rand(4)))
+def told(processes, folder) -> dict:
+    "A signal that reaches the second process only, in its third update"
+    settings = dict(updates=5, save_every=100, ema=0.5)
+    whole = gaussian_run(VGGFlow(), out=folder / "told-uncut", **settings)
+    method = VGGFlow()
+    own = method.prepare
+    calls = []
+
+    def prepare(*args):
+        calls.append(1)
+        if len(calls) == 3 and processes.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return own(*args)
+
+    method.prepare = prepare
+    code = None
+    cut = folder / "told-cut"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            gaussian_run(method, out=cut, **settings)
+        except SystemExit as end:
+            code = end.code
+    kept = sorted(int(p.name) for p in (cut / "checkpoints").glob("[0-9]*"))
+    processes.accelerator.wait_for_everyone()  # before the first one goes on
+    again = gaussian_run(VGGFlow(), out=cut, **settings)
+    return dict(code=code, kept=kept, whole=whole, again=again)
 
 
-def drawing(ps, pipe, sharded=False)->dict:
-    "Images that two processes draw together, and what one draws alone; five batches of three, and seven of which the last is smaller"
-    from vggflow.worlds.sd3 import SD3Flow
-    torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2, guidance_scale=3.); res = {}
-    alone = {n: draw(flow, PROMPTS, n, 3, batch_size=3)[0] for n in (5,7)}
-    if sharded: shard(flow, ps.acc)
-    for n in (5,7):
-        images = draw(flow, PROMPTS, n, 3, batch_size=3, among=ps)[0]
-        res[n] = (images is None) if not ps.main else (images-alone[n]).abs().max().item()
-    return res
+def noise(processes) -> dict:
+    "The rows of every process: noise, what a method draws, and torch's own numbers"
+    flow = GaussianFlow([0.0, 0.0], 1.0)
+    config = FinetuneConfig(batch_size=8)
+    samples = draw_samples(flow, config, list("abcde"), processes=processes)
+    gather = processes.gather
+    return dict(
+        x0=gather(samples.x0),
+        normal=gather(samples.normal(3, 2)),
+        uniform=gather(samples.uniform(4)),
+        cond=samples.cond,
+        torch=gather(torch.rand(4)),
+    )
 
 
-def judged(ps, pipe)->dict:
-    "An evaluation that all call and the first one judges; a fault of the judge is everybody's"
-    from vggflow.worlds.sd3 import SD3Flow
-    torch.manual_seed(0); flow = SD3Flow(copy.deepcopy(pipe), lora_rank=2); said = []
-    first = dict(perceptual=lambda x: x.flatten(1)) if ps.main else {}
-    def judge(x, p): said.append(len(x)); return pale(x)
-    e = Evaluator(flow, judge, PROMPTS, 4, 3, batch_size=5, features=first, cache=False, among=ps)
-    h = finetune(flow, pale, ReFL(), FinetuneConfig(updates=1, batch_size=4, steps=3, eval_every=1), evaluate=e, prompts=PROMPTS, progress=False)
-    def broken(*args): raise ValueError('the judge is ill')
-    e.reward = broken
-    try: finetune(flow, pale, ReFL(), FinetuneConfig(updates=1, batch_size=4, steps=3, eval_every=1), evaluate=e, prompts=PROMPTS, progress=False)
-    except ValueError as error: said.append(str(error))
-    return dict(evals=h.evals, said=said)
+def drawing(processes, pipeline, sharded=False) -> dict:
+    """Images that two processes draw together, and what one draws alone: five, and seven,
+    of which the last batch is smaller"""
+    flow = tiny_flow(pipeline, guidance_scale=3.0)
+    alone = {n: draw(flow, PROMPTS, n, 3, batch_size=3)[0] for n in (5, 7)}
+    if sharded:
+        shard(flow, processes)
+    found = {}
+    for n in (5, 7):
+        images = draw(flow, PROMPTS, n, 3, batch_size=3, processes=processes)[0]
+        if processes.main:
+            found[n] = (images - alone[n]).abs().max().item()
+        else:
+            found[n] = images is None
+    return found
 
 
-def evaluated(folder, out)->int:
+def judged(processes, pipeline) -> dict:
+    "An evaluation that all call and the first judges; a fault of the judge is everybody's"
+    flow = tiny_flow(pipeline)
+    said = []
+    features = dict(perceptual=lambda x: x.flatten(1)) if processes.main else {}
+
+    def judge(x, prompts):
+        said.append(len(x))
+        return pale(x)
+
+    def broken(*args):
+        raise ValueError("the judge is ill")
+
+    together = dict(batch_size=5, cache=False, processes=processes)
+    evaluator = Evaluator(flow, judge, PROMPTS, 4, 3, features=features, **together)
+    config = FinetuneConfig(updates=1, batch_size=4, steps=3, eval_every=1)
+    call = dict(evaluate=evaluator, prompts=PROMPTS, progress=False)
+    history = finetune(flow, pale, ReFL(), config, **call)
+    evaluator.reward = broken
+    error = said_by(ValueError, finetune, flow, pale, ReFL(), config, **call)
+    return dict(evals=history.evals, said=[*said, error])
+
+
+def evaluated(folder, out) -> int:
     "`vggflow evaluate`: seven images of three prompts in batches of two"
-    return cli.main(['evaluate', '--model', str(folder/'tiny'), '--reward', f'{__file__}:pale', '--prompts', *PROMPTS, '--images-per-prompt', '7', '--steps', '2', '--batch-size', '2', '--no-floor',
-                     '--perceptual', 'none', '--clip', 'none', '--quiet', '--out', str(folder/out)])
+    words = "--images-per-prompt 7 --steps 2 --batch-size 2 --no-floor --perceptual none"
+    return cli.main(
+        [
+            "evaluate",
+            *("--model", str(folder / "tiny")),
+            *("--reward", f"{__file__}:pale"),
+            *("--prompts", *PROMPTS),
+            *f"{words} --clip none --quiet".split(),
+            *("--out", str(folder / out)),
+        ]
+    )
 
 
 def one(folder):
     "What one process alone finds"
-    torch.save(dict(n=Processes(launched()).n, both=both(folder), evaluated=evaluated(folder, 'judged-1')), folder/'one.pt')
+    found = dict(
+        number=Processes(launched()).number,
+        both=same_on_both(folder),
+        wrong={name: gaussian_run(make()) for name, make in FAULTS.items()},
+        evaluated=evaluated(folder, "judged-1"),
+    )
+    torch.save(found, folder / "one.pt")
 
 
 def two(folder):
     "What each of two finds"
-    ps = Processes(launched())
-    out = dict(n=ps.n, both=both(folder), micro={n: gaussian(m(), micro_batch=3, forward_batch=3) for n,m in ANALYTIC.items()},
-               interrupted=interrupted(folder), faults=faults(ps), told=told(ps, folder), noise=noise(ps))
-    out['drawing'],out['judged'] = drawing(ps, loaded(folder)),judged(ps, loaded(folder))
-    out['evaluated'] = evaluated(folder, 'judged-2')
-    out['card'] = train.main([str(folder/'card.json'), '--out', str(folder/'card2')])
-    os.environ['ACCELERATE_USE_FSDP'] = 'true'   # what configs/accelerate/fsdp2.yaml sets
-    pipe = loaded(folder); out['sharded drawing'] = drawing(ps, pipe, sharded=True); modes = dict(FIVE, carried=lambda: VGGFlow(mode='trajectory', mu=1.))
-    out['sharded'] = {n: tiny(m(), pipe, 3.) for n,m in modes.items()} | {n: tiny(VGGFlow(clip=.7), pipe, 3., options=o) for n,o in OPTIONS.items()}
-    torch.save(out, folder/f'{ps.rank}.pt')
+    processes = Processes(launched())
+    parts = dict(micro_batch=3, forward_batch=3)
+    found = dict(
+        number=processes.number,
+        both=same_on_both(folder),
+        wrong={name: gaussian_run(make()) for name, make in FAULTS.items()},
+        micro={name: gaussian_run(m(), **parts) for name, m in EVERY_METHOD.items()},
+        interrupted=interrupted(folder),
+        faults=faults(processes),
+        told=told(processes, folder),
+        noise=noise(processes),
+        drawing=drawing(processes, loaded(folder)),
+        judged=judged(processes, loaded(folder)),
+        evaluated=evaluated(folder, "judged-2"),
+        card=train.main([str(folder / "card.json"), "--out", str(folder / "card2")]),
+    )
+    os.environ["ACCELERATE_USE_FSDP"] = "true"  # what configs/accelerate/fsdp2.yaml sets
+    found.update(sharded_runs(processes, loaded(folder)))
+    torch.save(found, folder / f"{processes.rank}.pt")
 
 
-def forked(fn, folder, **env)->int:
+def sharded_runs(processes, pipeline) -> dict:
+    "What the frozen transformer gives, spread over both"
+    drawn = drawing(processes, pipeline, sharded=True)
+    modes = dict(FIVE, carried=lambda: VGGFlow(mode="trajectory", mu=1.0))
+    runs = {n: tiny_run(m(), pipeline, guidance_scale=3.0) for n, m in modes.items()}
+    for name, options in OPTIONS.items():
+        method = VGGFlow(clip=0.7)
+        runs[name] = tiny_run(method, pipeline, options=options, guidance_scale=3.0)
+    return {"sharded drawing": drawn, "sharded": runs}
+
+
+def forked(fn, folder, **environment) -> int:
     "The id of a new process that calls `fn(folder)`"
     pid = os.fork()
-    if pid: return pid
+    if pid:
+        return pid
     code = 1
-    try: os.environ.update(env); fn(folder); code = 0
-    except BaseException: traceback.print_exc()
-    finally: sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+    try:
+        os.environ.update(environment)
+        fn(folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
-def main(folder):
-    torch.set_num_threads(1); make_tiny_sd3(folder/'tiny', t5=False); make_tiny_sd3(folder/'whole')
-    store = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)   # here, so that no one else can take the port
-    world = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True',
-                 TORCHELASTIC_RESTART_COUNT='0', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
-    pids = {forked(two, folder, **world, RANK=str(r), LOCAL_RANK=str(r)) for r in (0,1)} | {forked(one, folder)}
+def main(folder) -> int:
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()  # what goes wrong is to be seen
+    of_transformers.disable_progress_bar()
+    torch.set_num_threads(1)
+    make_tiny_sd3(folder / "tiny", t5=False)
+    make_tiny_sd3(folder / "whole")
+    # the store stands here, so that no one else can take the port
+    store = torch.distributed.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
+    world = dict(
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(store.port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT="0",
+        OMP_NUM_THREADS="1",
+        ACCELERATE_USE_CPU="true",
+    )
+    pids = {forked(one, folder)}
+    for rank in ("0", "1"):
+        pids.add(forked(two, folder, **world, RANK=rank, LOCAL_RANK=rank))
     while pids:
-        pid,status = os.wait(); pids.discard(pid)
+        pid, status = os.wait()
+        pids.discard(pid)
         if status:
-            for p in pids: os.kill(p, signal.SIGKILL)
+            for other in pids:
+                os.kill(other, signal.SIGKILL)
             return 1
     return 0
 
 
-if __name__=='__main__': sys.exit(main(Path(sys.argv[1])))
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -5,29 +5,41 @@
 # %% auto #0
 __all__ = ['SCHEMAS', 'declare_missing', 'cure']
 
-# %% ../../nbs/0_common/torchvision_cpu.ipynb #bba2a6ef
-import sys, importlib.abc
+# %% ../../nbs/0_common/torchvision_cpu.ipynb #f63055ca
+import importlib.abc
+import sys
 
-# %% ../../nbs/0_common/torchvision_cpu.ipynb #d4b2af24
-SCHEMAS = ["nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-           "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"]
+# %% ../../nbs/0_common/torchvision_cpu.ipynb #116324d0
+SCHEMAS = [
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+]
 
-def declare_missing()->list: # Names declared by this call
+
+def declare_missing() -> list:  # Names declared by this call
     "Declare torchvision's `nms` and `qnms` where they do not exist"
-    import torch # here, so that `import vggflow`, which installs the cure, stays light
-    new = [s for s in SCHEMAS if not hasattr(torch.ops.torchvision, s.split('(')[0])]
-    if new:
-        declare_missing.library = torch.library.Library('torchvision', 'FRAGMENT') # lives as long as the process
-        for s in new: declare_missing.library.define(s)
-    return [s.split('(')[0] for s in new]
+    import torch  # here, so that `import vggflow`, which installs the cure, stays light
 
-# %% ../../nbs/0_common/torchvision_cpu.ipynb #fd3edac8
+    names = {schema.split("(")[0]: schema for schema in SCHEMAS}
+    new = [name for name in names if not hasattr(torch.ops.torchvision, name)]
+    if new:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        declare_missing.library = library  # lives as long as the process
+        for name in new:
+            library.define(names[name])
+    return new
+
+# %% ../../nbs/0_common/torchvision_cpu.ipynb #b1f15d19
 class _Cure(importlib.abc.MetaPathFinder):
-    "Declares the schemas just before `torchvision._meta_registrations` is imported, and finds nothing itself"
+    "Declares the schemas before torchvision describes them, and finds nothing itself"
+
     def find_spec(self, name, path=None, target=None):
-        if name == 'torchvision._meta_registrations': declare_missing()
+        if name == "torchvision._meta_registrations":
+            declare_missing()
         return None
+
 
 def cure():
     "Install the cure once; costs nothing where torchvision is absent or whole"
-    if not any(isinstance(f, _Cure) for f in sys.meta_path): sys.meta_path.insert(0, _Cure())
+    if not any(isinstance(finder, _Cure) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Cure())

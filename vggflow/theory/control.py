@@ -6,255 +6,342 @@
 __all__ = ['control_cost', 'controlled_cost', 'open_loop_optimum', 'gaussian_reach', 'riccati', 'optimal_moments',
            'tilted_moments', 'characteristic_field', 'characteristics', 'grid_value_1d', 'gap_closed']
 
-# %% ../../nbs/1_theory/control.ipynb #f606a8e9
-import math, numpy as np, torch
-from scipy.integrate import solve_ivp
+# %% ../../nbs/1_theory/control.ipynb #a610d0c0
+import math
+
+import numpy as np
+import torch
 from torch import Tensor
+
 from .flow import FlowModel, GaussianFlow, sample
 
-# %% ../../nbs/1_theory/control.ipynb #9fb164a8
+# %% ../../nbs/1_theory/control.ipynb #34a68a0b
 def control_cost(
-    flow:FlowModel, # The finetuned flow
-    reward, # Callable (images, prompts) -> (B,)
-    x0:Tensor, # Noise, shape (B, ...)
-    times:Tensor, # Times of the sampler, shape (N+1,)
-    lam:float, # λ = 1/β, the weight of the regularisation
-    cond=None, # Prompts or None
-    base:bool=False, # Cost of the base model: no control
-)->Tensor: # The objective (6) for each trajectory, shape (B,)
+    flow: FlowModel,  # The finetuned flow
+    reward,  # Callable (images, prompts) -> (B,)
+    x0: Tensor,  # Noise, shape (B, ...)
+    times: Tensor,  # Times of the sampler, shape (N+1,)
+    lam: float,  # λ = 1/β, the weight of the regularisation
+    cond=None,  # Prompts or None
+    base: bool = False,  # Cost of the base model: no control
+) -> Tensor:  # The objective (6) for each trajectory, shape (B,)
     "λ/2 ∫‖ṽ‖² dt − r(x_1) along the Euler trajectory of the sampler (6)"
     tr = sample(flow, x0, times, cond, base=base)
     energy = x0.new_zeros(len(x0))
-    for k in range(0 if base else len(times)-1):
-        res = tr.v[k]-flow.base_velocity(tr.x[k], times[k].to(x0).expand(len(x0)), cond)
-        energy = energy+(times[k+1]-times[k])*res.flatten(1).pow(2).sum(1)
-    return lam/2*energy-reward(flow.decode(tr.x1), cond)
+    for k in range(0 if base else len(times) - 1):
+        res = tr.v[k] - flow.base_velocity(tr.x[k], times[k].to(x0).expand(len(x0)), cond)
+        energy = energy + (times[k + 1] - times[k]) * res.flatten(1).pow(2).sum(1)
+    return lam / 2 * energy - reward(flow.decode(tr.x1), cond)
 
-# %% ../../nbs/1_theory/control.ipynb #f324c077
+# %% ../../nbs/1_theory/control.ipynb #d48daf25
 def controlled_cost(
-    flow:FlowModel, # The flow; only its base velocity is used
-    reward, # Callable (images, prompts) -> (B,)
-    x0:Tensor, # Noise, shape (B, ...)
-    u:Tensor, # Controls, shape (N, B, ...)
-    times:Tensor, # Times, shape (N+1,)
-    lam:float, # λ = 1/β
-    cond=None, # Prompts or None
-)->tuple: # Final states, and cost of each trajectory (B,)
+    flow: FlowModel,  # The flow; only its base velocity is used
+    reward,  # Callable (images, prompts) -> (B,)
+    x0: Tensor,  # Noise, shape (B, ...)
+    u: Tensor,  # Controls, shape (N, B, ...)
+    times: Tensor,  # Times, shape (N+1,)
+    lam: float,  # λ = 1/β
+    cond=None,  # Prompts or None
+) -> tuple:  # Final states, and cost of each trajectory (B,)
     "The objective (6) for given open-loop controls"
-    x,energy = x0,0.
-    for k,uk in enumerate(u):
-        h = times[k+1]-times[k]
-        x = x+h*(flow.base_velocity(x, times[k].expand(len(x)), cond)+uk)
-        energy = energy+h*uk.flatten(1).pow(2).sum(1)
-    return x,lam/2*energy-reward(flow.decode(x), cond)
+    x, energy = x0, 0.0
+    for k, uk in enumerate(u):
+        h = times[k + 1] - times[k]
+        x = x + h * (flow.base_velocity(x, times[k].expand(len(x)), cond) + uk)
+        energy = energy + h * uk.flatten(1).pow(2).sum(1)
+    return x, lam / 2 * energy - reward(flow.decode(x), cond)
 
-# %% ../../nbs/1_theory/control.ipynb #80396564
-def open_loop_optimum(
-    flow:FlowModel, # The flow; only its base velocity is used
-    reward, # Callable (images, prompts) -> (B,), differentiable
-    x0:Tensor, # Noise, shape (B, ...)
-    times:Tensor, # Times of the sampler, shape (N+1,)
-    lam:float, # λ = 1/β
-    cond=None, # Prompts or None
-    iters:int=300, # L-BFGS iterations at most
-    u0:Tensor=None, # Controls to start from, shape (N, B, ...); zero if None
-)->tuple: # Controls (N, B, ...) and least cost of each sample (B,)
-    "Minimise (6) over the controls of each sample directly: a local optimum, global where (6) is convex"
-    h = (times[1:]-times[:-1]).to(x0).reshape(-1, *[1]*x0.dim())
-    w = x0.new_zeros(len(h), *x0.shape) if u0 is None else (u0*(h*lam).sqrt()).detach().clone()
-    opt = torch.optim.LBFGS([w.requires_grad_()], max_iter=iters, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn='strong_wolfe')
-    cost = lambda: controlled_cost(flow, reward, x0, w/(h*lam).sqrt(), times, lam, cond)[1]
+# %% ../../nbs/1_theory/control.ipynb #622c2606
+def _minimise(loss, weights, iters):
+    "L-BFGS on one tensor"
+    options = dict(
+        tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+    optimizer = torch.optim.LBFGS([weights], max_iter=iters, **options)
+
     def closure():
-        opt.zero_grad(); loss = cost().sum(); loss.backward()
-        return loss
-    with torch.enable_grad(): opt.step(closure)
-    with torch.no_grad(): return w/(h*lam).sqrt(), cost()
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
 
-# %% ../../nbs/1_theory/control.ipynb #86a3f852
+    optimizer.step(closure)
+
+# %% ../../nbs/1_theory/control.ipynb #c45e1312
+def open_loop_optimum(
+    flow: FlowModel,  # The flow; only its base velocity is used
+    reward,  # Callable (images, prompts) -> (B,), differentiable
+    x0: Tensor,  # Noise, shape (B, ...)
+    times: Tensor,  # Times of the sampler, shape (N+1,)
+    lam: float,  # λ = 1/β
+    cond=None,  # Prompts or None
+    iters: int = 300,  # L-BFGS iterations at most
+    u0: Tensor = None,  # Controls to start from, shape (N, B, ...); zero if None
+) -> tuple:  # Controls (N, B, ...) and least cost of each sample (B,)
+    "Minimise (6) over the controls of each sample; global where (6) is convex"
+    h = (times[1:] - times[:-1]).to(x0).reshape(-1, *[1] * x0.dim())
+    scale = (h * lam).sqrt()
+    w = x0.new_zeros(len(h), *x0.shape) if u0 is None else (u0 * scale).detach().clone()
+    w.requires_grad_()
+
+    def cost():
+        return controlled_cost(flow, reward, x0, w / scale, times, lam, cond)[1]
+
+    with torch.enable_grad():
+        _minimise(lambda: cost().sum(), w, iters)
+    with torch.no_grad():
+        return w / scale, cost()
+
+# %% ../../nbs/1_theory/control.ipynb #bbdec7f5
 def gaussian_reach(
-    flow:GaussianFlow, # The base flow
-    lam:float, # λ = 1/β
-    t:float=0., # Time in [0, 1]
-)->Tensor: # Diagonal of K, shape (d,), in float64
-    "K = s²/λ ∫_t^1 dτ/σ_τ²: moving the end point by δ costs at least δᵀK⁻¹δ/2; (π/2) s/λ at t = 0"
+    flow: GaussianFlow,  # The base flow
+    lam: float,  # λ = 1/β
+    t: float = 0.0,  # Time in [0, 1]
+) -> Tensor:  # Diagonal of K, shape (d,), in float64
+    "K = s²/λ ∫_t^1 dτ/σ_τ²: to move the end by δ costs δᵀK⁻¹δ/2; (π/2) s/λ at t = 0"
     s = flow.std.double().cpu()
-    F = lambda t: torch.atan(((1+s*s)*t-1)/s)
-    return s/lam*(F(1.)-F(float(t)))
+    start, end = (torch.atan(((1 + s * s) * tau - 1) / s) for tau in (float(t), 1.0))
+    return s / lam * (end - start)
 
-# %% ../../nbs/1_theory/control.ipynb #5c9e8439
+# %% ../../nbs/1_theory/control.ipynb #7a3fd938
 def _quadratic(flow, a, C, lam):
     "a (d,) and symmetric C (d, d) in float64; raises `ValueError` where they do not fit"
-    if not isinstance(flow, GaussianFlow): raise ValueError(f'a closed form needs a GaussianFlow, got {type(flow).__name__}')
-    if not lam>0: raise ValueError(f'lam must be positive, got {lam}')
-    a,C = (torch.as_tensor(z, dtype=torch.double).detach().cpu() for z in (a, C))
+    if not isinstance(flow, GaussianFlow):
+        raise ValueError(f"a closed form needs a GaussianFlow, got {type(flow).__name__}")
+    if not lam > 0:
+        raise ValueError(f"lam must be positive, got {lam}")
+    a, C = (torch.as_tensor(z, dtype=torch.double).detach().cpu() for z in (a, C))
     d = flow.dim
-    if C.dim()==0: C = C*torch.eye(d).double()
-    if a.shape!=(d,) or C.shape!=(d,d): raise ValueError(f'reward a·x − xᵀCx/2 in {d} dimensions needs a ({d},) and C ({d}, {d}) or a number, got {tuple(a.shape)} and {tuple(C.shape)}')
-    return a,(C+C.T)/2
+    if not C.dim():
+        C = C * torch.eye(d).double()
+    if a.shape != (d,) or C.shape != (d, d):
+        raise ValueError(
+            f"reward a·x − xᵀCx/2 in {d} dimensions needs a ({d},) and C ({d}, {d}) "
+            f"or a number, got {tuple(a.shape)} and {tuple(C.shape)}"
+        )
+    return a, (C + C.T) / 2
 
-def _bounded(C, K, lam, what='lam'):
+# %% ../../nbs/1_theory/control.ipynb #68f28dcd
+def _bounded(C, K, lam):
     "Raise `ValueError` unless K⁻¹ + C is positive"
-    low = torch.linalg.eigvalsh(K.sqrt()[:,None]*C*K.sqrt()).min().item()
-    if low<=-1: raise ValueError(f'the cost has no minimum: the reward grows faster than the control costs; {what} must exceed {-low*lam:.4g}, got {lam:.4g}')
+    low = torch.linalg.eigvalsh(K.sqrt()[:, None] * C * K.sqrt()).min().item()
+    if low <= -1:
+        raise ValueError(
+            "the cost has no minimum: the reward grows faster than the control costs; "
+            f"lam must exceed {-low * lam:.4g}, got {lam:.4g}"
+        )
 
-# %% ../../nbs/1_theory/control.ipynb #62f17385
+
+def _moments(flow):
+    "Mean and variance of the data, (d,) each, in float64"
+    return flow.mean.detach().double().cpu(), flow.std.detach().double().cpu() ** 2
+
+# %% ../../nbs/1_theory/control.ipynb #fb4ee990
 def _riccati_ode(flow, a, C, lam, times):
     "P, q, o at `times` by SciPy, backward from t = 1"
-    d,m,S = flow.dim,*(z.detach().double().cpu().numpy() for z in (flow.mean, flow.std**2))
-    def field(t, z):
-        P,q = z[:d*d].reshape(d,d),z[d*d:-1]
-        c = (t*S-(1-t))/((1-t)**2+t*t*S); b = (1-c*t)*m
-        return np.concatenate([(P@P/lam-P*c-c[:,None]*P).ravel(), P@q/lam-c*q-P@b, [q@q/(2*lam)-q@b]])
-    ts = times.flip(0).numpy()
-    z1 = np.concatenate([C.numpy().ravel(), -a.numpy(), [0.]])
-    sol = solve_ivp(field, (ts[0],ts[-1]), z1, t_eval=ts, method='DOP853', rtol=1e-10, atol=1e-12)
-    z = torch.tensor(sol.y.T[::-1].copy())
-    return z[:,:d*d].reshape(-1,d,d),z[:,d*d:-1],z[:,-1]
+    from scipy.integrate import solve_ivp
 
-# %% ../../nbs/1_theory/control.ipynb #97f711bb
+    d = flow.dim
+    m, S = (z.numpy() for z in _moments(flow))
+
+    def rates(t, z):
+        P, q = z[: d * d].reshape(d, d), z[d * d : -1]
+        c = (t * S - (1 - t)) / ((1 - t) ** 2 + t * t * S)
+        b = (1 - c * t) * m
+        P_rate = P @ P / lam - P * c - c[:, None] * P
+        q_rate = P @ q / lam - c * q - P @ b
+        return np.concatenate([P_rate.ravel(), q_rate, [q @ q / (2 * lam) - q @ b]])
+
+    back = times.flip(0).numpy()
+    z1 = np.concatenate([C.numpy().ravel(), -a.numpy(), [0.0]])
+    options = dict(t_eval=back, method="DOP853", rtol=1e-10, atol=1e-12)
+    solved = solve_ivp(rates, (back[0], back[-1]), z1, **options).y.T[::-1]
+    z = torch.tensor(solved.copy())
+    return z[:, : d * d].reshape(-1, d, d), z[:, d * d : -1], z[:, -1]
+
+# %% ../../nbs/1_theory/control.ipynb #8ce33c64
 def _riccati_steps(flow, a, C, lam, times):
     "P, q, o by exact dynamic programming over Euler steps"
-    S,m,I = flow.std.double().cpu()**2,flow.mean.double().cpu(),torch.eye(flow.dim).double()
-    P,q,o = C,-a,torch.zeros(()).double()
-    res = [(P,q,o)]
-    for t,h in zip(times[:-1].flip(0), times.diff().flip(0)):
-        c = (t*S-(1-t))/((1-t)**2+t*t*S)
-        A,b = 1+h*c,h*(1-c*t)*m
-        _bounded(P, (h/lam).expand(flow.dim), lam)
-        W = torch.linalg.inv(I+h/lam*P); M,r = W@P,W@q    # min over u, as a function of Ax+b
-        o = o-h/(2*lam)*q@r+b@M@b/2+r@b
-        q,P = A*(M@b+r),A[:,None]*M*A
-        res.append((P,q,o))
-    return tuple(torch.stack(z) for z in zip(*res[::-1]))
+    m, S = _moments(flow)
+    unit = torch.eye(flow.dim).double()
+    P, q, o = C, -a, torch.zeros(()).double()
+    found = [(P, q, o)]
+    for t, h in zip(times[:-1].flip(0), times.diff().flip(0)):
+        c = (t * S - (1 - t)) / ((1 - t) ** 2 + t * t * S)
+        A, b = 1 + h * c, h * (1 - c * t) * m
+        _bounded(P, (h / lam).expand(flow.dim), lam)
+        W = torch.linalg.inv(unit + h / lam * P)
+        M, r = W @ P, W @ q  # min over u, as a function of Ax+b
+        o = o - h / (2 * lam) * q @ r + b @ M @ b / 2 + r @ b
+        q, P = A * (M @ b + r), A[:, None] * M * A
+        found.append((P, q, o))
+    return tuple(torch.stack(z) for z in zip(*found[::-1]))
 
-# %% ../../nbs/1_theory/control.ipynb #9e88b42f
+# %% ../../nbs/1_theory/control.ipynb #75185454
 def riccati(
-    flow:GaussianFlow, # The base flow
-    a, # Linear part of the reward r(x) = a·x − xᵀCx/2, shape (d,)
-    C, # Quadratic part, shape (d, d), or a number for a multiple of the identity
-    lam:float, # λ = 1/β
-    times:Tensor, # Increasing times that end at 1, shape (N+1,)
-    discrete:bool=False, # The optimum over N Euler steps (that of `control_cost`) instead of continuous time
-)->tuple: # P (N+1, d, d), q (N+1, d), o (N+1,) at `times`, in the dtype of the flow
-    "The value V(x, t_k) = xᵀPx/2 + qᵀx + o of (6); raises `ValueError` where the cost is unbounded"
-    a,C = _quadratic(flow, a, C, lam)
+    flow: GaussianFlow,  # The base flow
+    a,  # Linear part of the reward r(x) = a·x − xᵀCx/2, shape (d,)
+    C,  # Quadratic part, shape (d, d), or a number for a multiple of the identity
+    lam: float,  # λ = 1/β
+    times: Tensor,  # Increasing times that end at 1, shape (N+1,)
+    discrete: bool = False,  # Optimum over N Euler steps, as `control_cost` makes
+) -> tuple:  # P (N+1, d, d), q (N+1, d), o (N+1,) at `times`, in the dtype of the flow
+    "V(x, t_k) = xᵀPx/2 + qᵀx + o of (6); raises `ValueError` where the cost is unbounded"
+    a, C = _quadratic(flow, a, C, lam)
     times = torch.as_tensor(times).detach().double().cpu()
-    if len(times)<2 or not (times.diff()>0).all() or abs(times[-1]-1)>1e-6: raise ValueError('riccati: times must increase and end at 1')
-    if not discrete: _bounded(C, gaussian_reach(flow, lam, times[0]), lam)
-    return tuple(z.to(flow.mean) for z in (_riccati_steps if discrete else _riccati_ode)(flow, a, C, lam, times))
+    if len(times) < 2 or not (times.diff() > 0).all() or abs(times[-1] - 1) > 1e-6:
+        raise ValueError("riccati: times must increase and end at 1")
+    if not discrete:
+        _bounded(C, gaussian_reach(flow, lam, times[0]), lam)
+    solve = _riccati_steps if discrete else _riccati_ode
+    return tuple(z.to(flow.mean) for z in solve(flow, a, C, lam, times))
 
-# %% ../../nbs/1_theory/control.ipynb #d8004061
+# %% ../../nbs/1_theory/control.ipynb #b2db38dc
 def optimal_moments(
-    flow:GaussianFlow, # The base flow
-    a, # Linear part of the reward r(x) = a·x − xᵀCx/2, shape (d,)
-    C, # Quadratic part, shape (d, d), or a number for a multiple of the identity
-    lam:float, # λ = 1/β
-)->tuple: # Mean (d,) and covariance (d, d), in the dtype of the flow
-    "Moments of x_1 under the optimal control of (6) from N(0, I); raises `ValueError` where the cost is unbounded"
-    a,C = _quadratic(flow, a, C, lam)
-    K,S,m = gaussian_reach(flow, lam),flow.std.double().cpu()**2,flow.mean.double().cpu()
+    flow: GaussianFlow,  # The base flow
+    a,  # Linear part of the reward r(x) = a·x − xᵀCx/2, shape (d,)
+    C,  # Quadratic part, shape (d, d), or a number for a multiple of the identity
+    lam: float,  # λ = 1/β
+) -> tuple:  # Mean (d,) and covariance (d, d), in the dtype of the flow
+    "Moments of x_1 under the optimal control of (6); raises `ValueError` where unbounded"
+    a, C = _quadratic(flow, a, C, lam)
+    m, S = _moments(flow)
+    K = gaussian_reach(flow, lam)
     _bounded(C, K, lam)
-    W = torch.linalg.inv(torch.eye(flow.dim).double()+K[:,None]*C)
-    return (W@(m+K*a)).to(flow.mean),(W*S@W.T).to(flow.mean)
+    W = torch.linalg.inv(torch.eye(flow.dim).double() + K[:, None] * C)
+    return (W @ (m + K * a)).to(flow.mean), (W * S @ W.T).to(flow.mean)
 
-# %% ../../nbs/1_theory/control.ipynb #2d25b3ad
+# %% ../../nbs/1_theory/control.ipynb #552ece94
 def tilted_moments(
-    flow:GaussianFlow, # The base flow
-    a, # Linear part of the reward r(x) = a·x − xᵀCx/2, shape (d,)
-    C, # Quadratic part, shape (d, d), or a number for a multiple of the identity
-    lam:float, # λ = 1/β, the temperature of the tilt
-)->tuple: # Mean (d,) and covariance (d, d), in the dtype of the flow
+    flow: GaussianFlow,  # The base flow
+    a,  # Linear part of the reward r(x) = a·x − xᵀCx/2, shape (d,)
+    C,  # Quadratic part, shape (d, d), or a number for a multiple of the identity
+    lam: float,  # λ = 1/β, the temperature of the tilt
+) -> tuple:  # Mean (d,) and covariance (d, d), in the dtype of the flow
     "Moments of p_base(x) exp(r(x)/λ), normalised; raises `ValueError` where it cannot be"
-    a,C = _quadratic(flow, a, C, lam)
-    S,m = flow.std.double().cpu()**2,flow.mean.double().cpu()
-    _bounded(C, S/lam, lam)
-    W = torch.linalg.inv(torch.eye(flow.dim).double()+S[:,None]*C/lam)
-    return (W@(m+S*a/lam)).to(flow.mean),(W*S).to(flow.mean)
+    a, C = _quadratic(flow, a, C, lam)
+    m, S = _moments(flow)
+    _bounded(C, S / lam, lam)
+    W = torch.linalg.inv(torch.eye(flow.dim).double() + S[:, None] * C / lam)
+    return (W @ (m + S * a / lam)).to(flow.mean), (W * S).to(flow.mean)
 
-# %% ../../nbs/1_theory/control.ipynb #e75f8799
+# %% ../../nbs/1_theory/control.ipynb #8e795fe2
 def characteristic_field(
-    flow:FlowModel, # The flow; only its base velocity is used
-    x:Tensor, # States (B, ...)
-    g:Tensor, # Value gradients, shape of `x`
-    t:Tensor, # Time, scalar tensor
-    lam:float, # λ = 1/β
-    cond=None, # Prompts or None
-)->tuple: # (ẋ, ġ)
-    "Pontryagin's equations in value-gradient form: one evaluation and one VJP of the base velocity"
-    v,pull = torch.func.vjp(lambda y: flow.base_velocity(y, t.to(x).expand(len(x)), cond), x)
-    return v-g/lam,-pull(g)[0]
+    flow: FlowModel,  # The flow; only its base velocity is used
+    x: Tensor,  # States (B, ...)
+    g: Tensor,  # Value gradients, shape of `x`
+    t: Tensor,  # Time, scalar tensor
+    lam: float,  # λ = 1/β
+    cond=None,  # Prompts or None
+) -> tuple:  # (ẋ, ġ)
+    "Pontryagin's equations for the value gradient: one evaluation and one VJP of v_base"
+    t = t.to(x).expand(len(x))
+    v, pull = torch.func.vjp(lambda y: flow.base_velocity(y, t, cond), x)
+    return v - g / lam, -pull(g)[0]
 
-# %% ../../nbs/1_theory/control.ipynb #15b4d31f
+
+def _runge_kutta(field, z, t, h):
+    "One step of fourth order for a tuple of tensors"
+
+    def ahead(k, share):
+        return tuple(a + share * b for a, b in zip(z, k))
+
+    k1 = field(*z, t)
+    k2 = field(*ahead(k1, h / 2), t + h / 2)
+    k3 = field(*ahead(k2, h / 2), t + h / 2)
+    k4 = field(*ahead(k3, h), t + h)
+    slopes = (a + 2 * b + 2 * c + d for a, b, c, d in zip(k1, k2, k3, k4))
+    return ahead(slopes, h / 6)
+
+# %% ../../nbs/1_theory/control.ipynb #387c9451
 def characteristics(
-    flow:FlowModel, # The flow; only its base velocity is used
-    reward, # Callable (images, prompts) -> (B,), differentiable
-    x1:Tensor, # End points, shape (B, ...)
-    times:Tensor, # Increasing times, shape (N+1,); RK4 with one step for each interval
-    lam:float, # λ = 1/β
-    cond=None, # Prompts or None
-)->tuple: # States and value gradients, both (N+1, B, ...), in the order of `times`
+    flow: FlowModel,  # The flow; only its base velocity is used
+    reward,  # Callable (images, prompts) -> (B,), differentiable
+    x1: Tensor,  # End points, shape (B, ...)
+    times: Tensor,  # Increasing times, shape (N+1,); one Runge–Kutta step for each interval
+    lam: float,  # λ = 1/β
+    cond=None,  # Prompts or None
+) -> tuple:  # States and value gradients, both (N+1, B, ...), in the order of `times`
     "Optimal paths that end in `x1`, integrated backward with fourth-order Runge–Kutta"
-    g = -torch.func.grad(lambda y: reward(flow.decode(y), cond).sum())(x1)
-    x,xs,gs = x1,[x1],[g]
-    F = lambda x,g,t: characteristic_field(flow, x, g, t, lam, cond)
-    for t1,t0 in zip(times.flip(0)[:-1], times.flip(0)[1:]):
-        h = t0-t1
-        k1 = F(x, g, t1); k2 = F(x+h/2*k1[0], g+h/2*k1[1], t1+h/2)
-        k3 = F(x+h/2*k2[0], g+h/2*k2[1], t1+h/2); k4 = F(x+h*k3[0], g+h*k3[1], t0)
-        x,g = (y+h/6*(a+2*b+2*c+d) for y,a,b,c,d in zip((x,g),k1,k2,k3,k4))
-        xs.append(x); gs.append(g)
-    return torch.stack(xs[::-1]),torch.stack(gs[::-1])
 
-# %% ../../nbs/1_theory/control.ipynb #22a3fde9
+    def field(x, g, t):
+        return characteristic_field(flow, x, g, t, lam, cond)
+
+    g1 = -torch.func.grad(lambda y: reward(flow.decode(y), cond).sum())(x1)
+    path = [(x1, g1)]
+    for t, earlier in zip(times.flip(0)[:-1], times.flip(0)[1:]):
+        path.append(_runge_kutta(field, path[-1], t, earlier - t))
+    x, g = zip(*path[::-1])
+    return torch.stack(x), torch.stack(g)
+
+# %% ../../nbs/1_theory/control.ipynb #9fb4d168
 def _grid_step(V, v, x, h, lam):
-    "One step backward; `v` is the base velocity at the middle of the step on the grid of half spacing"
-    n,dx = len(x),(x[1]-x[0]).item()
-    W = int(h*V.diff().abs().max()/(lam*dx*dx))+2             # |u| is at most |∇V|/λ
-    i = torch.arange(n, device=x.device)[:,None]
-    j = i+(h*v[::2]/dx).round().long()[:,None]+torch.arange(-W, W+1, device=x.device)
-    j = j.clamp(0, n-1)
-    cost = lam/(2*h)*(x[j]-x[i]-h*v[i+j])**2+V[j]             # the middle of x[i] and x[j] is half-grid point i+j
-    k = cost.argmin(1).clamp(1, 2*W-1)[:,None]+torch.arange(-1, 2, device=x.device)
-    a,b,c = cost.gather(1, k).T
-    return b-(a-c)**2/(8*(a-2*b+c).clamp_min(1e-30))          # bottom of the parabola
+    "One step backward; `v`: base velocity amid the step, on the grid of half spacing"
+    n, dx = len(x), (x[1] - x[0]).item()
+    reach = int(h * V.diff().abs().max() / (lam * dx * dx)) + 2  # |u| is at most |∇V|/λ
+    i = torch.arange(n, device=x.device)[:, None]
+    drift = (h * v[::2] / dx).round().long()[:, None]
+    j = i + drift + torch.arange(-reach, reach + 1, device=x.device)
+    j = j.clamp(0, n - 1)
+    push = x[j] - x[i] - h * v[i + j]  # the middle of x[i] and x[j] is half-grid point i+j
+    cost = lam / (2 * h) * push**2 + V[j]
+    k = cost.argmin(1).clamp(1, 2 * reach - 1)[:, None]
+    a, b, c = cost.gather(1, k + torch.arange(-1, 2, device=x.device)).T
+    return b - (a - c) ** 2 / (8 * (a - 2 * b + c).clamp_min(1e-30))  # of the parabola
 
-# %% ../../nbs/1_theory/control.ipynb #3fca302a
+
+def _is_uniform(x):
+    "Whether a grid is increasing and evenly spaced"
+    if x.dim() != 1 or len(x) < 3 or x[1] <= x[0]:
+        return False
+    return torch.allclose(x.diff(), (x[1] - x[0]).expand(len(x) - 1), rtol=1e-3)
+
+# %% ../../nbs/1_theory/control.ipynb #cd6211fe
 def grid_value_1d(
-    flow:FlowModel, # A flow in one dimension; only its base velocity is used
-    reward, # Callable (images, prompts) -> (B,); need not be differentiable
-    lam:float, # λ = 1/β
-    x:Tensor, # Uniform increasing grid, shape (n,); make it wider than the region of interest: no path leaves it
-    times:Tensor, # Increasing times that end at 1, shape (N+1,)
-    steps:int=200, # Steps per unit of time, at least
-)->Tensor: # V, shape (N+1, n)
-    "The viscosity solution of (7) in one dimension, backward from V = −r; raises `ValueError` for a grid that is not uniform"
-    if x.dim()!=1 or len(x)<3 or not torch.allclose(x.diff(), (x[1]-x[0]).expand(len(x)-1), rtol=1e-3) or x[1]<=x[0]:
-        raise ValueError('grid_value_1d: x must be a uniform increasing grid of shape (n,)')
-    X = torch.linspace(x[0].item(), x[-1].item(), 2*len(x)-1, dtype=torch.double, device=x.device)[:,None]
+    flow: FlowModel,  # A flow in one dimension; only its base velocity is used
+    reward,  # Callable (images, prompts) -> (B,); need not be differentiable
+    lam: float,  # λ = 1/β
+    x: Tensor,  # Uniform increasing grid, shape (n,), wider than needed: no path leaves it
+    times: Tensor,  # Increasing times that end at 1, shape (N+1,)
+    steps: int = 200,  # Steps per unit of time, at least
+) -> Tensor:  # V, shape (N+1, n)
+    "Viscosity solution of (7) in one dimension; raises `ValueError` for a grid not uniform"
+    if not _is_uniform(x):
+        raise ValueError("grid_value_1d: x must be a uniform increasing grid of shape (n,)")
+    kind = dict(dtype=torch.double, device=x.device)
+    half = torch.linspace(x[0].item(), x[-1].item(), 2 * len(x) - 1, **kind)[:, None]
     with torch.no_grad():
-        Vs = [-reward(flow.decode(X[::2]), None).double()]
-        for t0,t1 in zip(times[:-1].flip(0).tolist(), times[1:].flip(0).tolist()):
-            m = math.ceil(steps*(t1-t0)-1e-3); h,V = (t1-t0)/m,Vs[-1]
-            for k in range(m):
-                v = flow.base_velocity(X, X.new_full((len(X),), t1-(k+.5)*h))[:,0]
-                V = _grid_step(V, v, X[::2,0], h, lam)
-            Vs.append(V)
-    return torch.stack(Vs[::-1]).to(x)
+        values = [-reward(flow.decode(half[::2]), None).double()]
+        for t0, t1 in zip(times[:-1].flip(0).tolist(), times[1:].flip(0).tolist()):
+            parts = math.ceil(steps * (t1 - t0) - 1e-3)
+            h, V = (t1 - t0) / parts, values[-1]
+            for k in range(parts):
+                t = half.new_full((len(half),), t1 - (k + 0.5) * h)
+                v = flow.base_velocity(half, t)[:, 0]
+                V = _grid_step(V, v, half[::2, 0], h, lam)
+            values.append(V)
+    return torch.stack(values[::-1]).to(x)
 
-# %% ../../nbs/1_theory/control.ipynb #883dcab5
+# %% ../../nbs/1_theory/control.ipynb #d1b7cfcf
 def gap_closed(
-    flow:FlowModel, # The finetuned flow
-    reward, # Callable (images, prompts) -> (B,), differentiable
-    x0:Tensor, # Noise, shape (B, ...)
-    times:Tensor, # Times of the sampler, shape (N+1,); the optimum is that of the same grid
-    lam:float, # λ = 1/β
-    cond=None, # Prompts or None
-    least:Tensor=None, # J* of each sample (B,), if known already; computed by `open_loop_optimum` otherwise
-)->float: # 0 = base, 1 = optimal, negative = worse than base
-    "(J_base − J)/(J_base − J*) on the mean over `x0`; raises `ValueError` when there is no gap"
-    if least is None: least = open_loop_optimum(flow, reward, x0, times, lam, cond)[1]
+    flow: FlowModel,  # The finetuned flow
+    reward,  # Callable (images, prompts) -> (B,), differentiable
+    x0: Tensor,  # Noise, shape (B, ...)
+    times: Tensor,  # Times of the sampler (N+1,); the optimum is that of the same grid
+    lam: float,  # λ = 1/β
+    cond=None,  # Prompts or None
+    least: Tensor = None,  # J* of each sample (B,) if known, else by `open_loop_optimum`
+) -> float:  # 0 = base, 1 = optimal, negative = worse than base
+    "(J_base − J)/(J_base − J*) on the mean over `x0`; raises `ValueError` without a gap"
+    if least is None:
+        least = open_loop_optimum(flow, reward, x0, times, lam, cond)[1]
     with torch.no_grad():
-        J,J_base = (control_cost(flow, reward, x0, times, lam, cond, base=b).mean() for b in (False,True))
-    gap = (J_base-least.mean()).item()
-    if gap<=1e-12: raise ValueError(f'gap_closed: the base model is already optimal (gap {gap:.2g}): raise the reward or lower lam')
-    return (J_base-J).item()/gap
+        J = control_cost(flow, reward, x0, times, lam, cond).mean()
+        J_base = control_cost(flow, reward, x0, times, lam, cond, base=True).mean()
+    gap = (J_base - least.mean()).item()
+    if gap <= 1e-12:
+        raise ValueError(
+            f"gap_closed: the base model is already optimal (gap {gap:.2g}): "
+            "raise the reward or lower lam"
+        )
+    return (J_base - J).item() / gap
