@@ -1,8 +1,13 @@
-"The truths of vggflow.theory.control agree with each other, with formulas written out here, and with brute force."
+"The truths of theory.control agree with each other, with formulas, and with brute force."
 
 import math
-import numpy as np, pytest, scipy.linalg, torch
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
 from scipy.optimize import minimize_scalar
+
 from vggflow.theory.control import (
     characteristics,
     control_cost,
@@ -22,12 +27,19 @@ LAM = 0.7
 
 def problem(d, seed=0):
     "An anisotropic Gaussian base, a and a full C in d dimensions, with the reward"
-    gen = torch.Generator().manual_seed(seed)
-    rand = lambda *n: torch.randn(*n, generator=gen, **DOUBLE)
-    B, a = rand(d, d), rand(d)
-    flow = GaussianFlow(rand(d), 0.3 + rand(d).abs()).double()
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, **DOUBLE)
+
+    B, a = normal(d, d), normal(d)
+    flow = GaussianFlow(normal(d), 0.3 + normal(d).abs()).double()
     C = 0.3 * B @ B.T / d + 0.2 * torch.eye(d, **DOUBLE)
-    return flow, a, C, lambda x, p=None: x @ a - ((x @ C) * x).sum(-1) / 2, rand(24, d)
+
+    def reward(x, prompts=None):
+        return x @ a - ((x @ C) * x).sum(-1) / 2
+
+    return flow, a, C, reward, normal(24, d)
 
 
 def value(P, q, o, x):
@@ -64,19 +76,17 @@ def test_discrete_riccati_is_a_least_squares_problem():
     flow, a, C, _, x0 = problem(2)
     times = time_grid(20).double()
     N, h, S = 20, 0.05, (flow.std**2).numpy()
-    A = [
-        1 + h * (t * S - (1 - t)) / ((1 - t) ** 2 + t * t * S) for t in times[:-1].tolist()
-    ]
-    b = [flow.mean.numpy() * (h - (Ak - 1) * t) for Ak, t in zip(A, times[:-1].tolist())]
+    starts = times[:-1].tolist()
+    A = [1 + h * (t * S - (1 - t)) / ((1 - t) ** 2 + t * t * S) for t in starts]
+    b = [flow.mean.numpy() * (h - (Ak - 1) * t) for Ak, t in zip(A, starts)]
     x, M = x0[0].numpy(), np.zeros((2, 2 * N))  # x_N = x + M u
     for k in range(N):
         M = A[k][:, None] * M
         M[:, 2 * k : 2 * k + 2] = h * np.eye(2)
         x = A[k] * x + b[k]
     a, C = a.numpy(), C.numpy()
-    u = scipy.linalg.solve(
-        LAM * h * np.eye(2 * N) + M.T @ C @ M, M.T @ (a - C @ x), assume_a="pos"
-    )
+    normal = LAM * h * np.eye(2 * N) + M.T @ C @ M
+    u = scipy.linalg.solve(normal, M.T @ (a - C @ x), assume_a="pos")
     end = x + M @ u
     J = LAM * h / 2 * u @ u - a @ end + end @ C @ end / 2
     P, q, o = riccati(flow, torch.tensor(a), torch.tensor(C), LAM, times, discrete=True)
@@ -91,12 +101,8 @@ def test_continuous_riccati_by_matrix_fractions():
     for k in reversed(range(n)):
         t = (k + 0.5) / n
         c = np.diag((t * S - (1 - t)) / ((1 - t) ** 2 + t * t * S))
-        XY = (
-            scipy.linalg.expm(
-                -np.block([[c, -np.eye(2) / LAM], [np.zeros((2, 2)), -c]]) / n
-            )
-            @ XY
-        )
+        H = np.block([[c, -np.eye(2) / LAM], [np.zeros((2, 2)), -c]])
+        XY = scipy.linalg.expm(-H / n) @ XY
     P = riccati(flow, a, C, LAM, time_grid(2).double())[0][0]
     assert np.abs(XY[2:] @ np.linalg.inv(XY[:2]) - P.numpy()).max() < 1e-5
 
@@ -108,9 +114,8 @@ def test_riccati_characteristics_and_moments_agree(d):
     xs, gs = characteristics(flow, reward, x1, times, LAM)
     P, q, _ = riccati(flow, a, C, LAM, times)
     close(torch.einsum("nij,nbj->nbi", P, xs) + q[:, None], gs, 1e-6)
-    W = torch.linalg.lstsq(
-        torch.cat([xs[0], torch.ones(24, 1, **DOUBLE)], 1), x1
-    ).solution  # x_1 is affine in x_0
+    affine = torch.cat([xs[0], torch.ones(24, 1, **DOUBLE)], 1)  # x_1 is affine in x_0
+    W = torch.linalg.lstsq(affine, x1).solution
     mean, cov = optimal_moments(flow, a, C, LAM)
     close(W[-1], mean, 1e-6)
     close(W[:-1].T @ W[:-1], cov, 1e-6)
@@ -120,11 +125,9 @@ def test_riccati_characteristics_and_moments_agree(d):
 def test_the_discrete_optimum_tends_to_the_continuous_one(steps):
     flow, a, C, _, x0 = problem(2)
     times = time_grid(steps).double()
-    V = [
-        value(*(z[0] for z in riccati(flow, a, C, LAM, times, discrete=b)), x0)
-        for b in (True, False)
-    ]
-    assert (V[0] - V[1]).abs().max() < 8 / steps
+    found = [riccati(flow, a, C, LAM, times, discrete) for discrete in (True, False)]
+    discrete, continuous = (value(P[0], q[0], o[0], x0) for P, q, o in found)
+    assert (discrete - continuous).abs().max() < 8 / steps
 
 
 def test_the_feedback_of_riccati_is_optimal_for_control_cost():
@@ -136,29 +139,21 @@ def test_the_feedback_of_riccati_is_optimal_for_control_cost():
         def velocity(self, x, t, cond=None):
             v = self.base_velocity(x, t)
             k = int((times[:-1] - t[0]).abs().argmin())
-            return (
-                v
-                - torch.linalg.solve(
-                    LAM * torch.eye(2, **DOUBLE) + 0.05 * P[k + 1],
-                    ((x + 0.05 * v) @ P[k + 1] + q[k + 1]).T,
-                ).T
-            )
+            slope = (x + 0.05 * v) @ P[k + 1] + q[k + 1]
+            stiffness = LAM * torch.eye(2, **DOUBLE) + 0.05 * P[k + 1]
+            return v - torch.linalg.solve(stiffness, slope.T).T
 
     best = Steered(flow.mean, flow.std).double()
-    assert (
-        control_cost(best, reward, x0, times, LAM) - value(P[0], q[0], o[0], x0)
-    ).abs().max() < 1e-9
+    cost = control_cost(best, reward, x0, times, LAM)
+    assert (cost - value(P[0], q[0], o[0], x0)).abs().max() < 1e-9
 
 
 def test_unbounded_problems_are_refused():
     flow, times = GaussianFlow([0.0], 1.0).double(), time_grid(20).double()
-    for f in (
-        lambda lam: riccati(flow, [0.0], -1.0, lam, times),
-        lambda lam: optimal_moments(flow, [0.0], -1.0, lam),
-    ):
+    for solve, more in ((riccati, [times]), (optimal_moments, [])):
         with pytest.raises(ValueError, match="lam must exceed 1.571"):
-            f(1.5)
-        assert all(z.isfinite().all() for z in f(1.6))
+            solve(flow, [0.0], -1.0, 1.5, *more)
+        assert all(z.isfinite().all() for z in solve(flow, [0.0], -1.0, 1.6, *more))
     with pytest.raises(ValueError, match="no minimum"):
         riccati(flow, [0.0], -1.0, 1.0, times, discrete=True)
     with pytest.raises(ValueError, match="no minimum"):
@@ -175,12 +170,10 @@ def test_unbounded_problems_are_refused():
 
 def test_a_number_for_C_and_the_dtype_of_the_flow():
     flow = GaussianFlow([0.1, 0.2], [0.5, 2.0])
-    number, matrix = (
-        riccati(flow, [1.0, 2.0], C, 1.0, time_grid(5)) for C in (0.5, 0.5 * torch.eye(2))
-    )
-    assert all(
-        torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(number, matrix)
-    )
+    number = riccati(flow, [1.0, 2.0], 0.5, 1.0, time_grid(5))
+    matrix = riccati(flow, [1.0, 2.0], 0.5 * torch.eye(2), 1.0, time_grid(5))
+    for a, b in zip(number, matrix):
+        assert torch.equal(a, b) and a.dtype == torch.float32
     assert [tuple(z.shape) for z in number] == [(6, 2, 2), (6, 2), (6,)]
 
 
@@ -190,18 +183,11 @@ def test_a_number_for_C_and_the_dtype_of_the_flow():
 @pytest.mark.parametrize("S", [0.04, 1.0])
 def test_mean_shifts_of_the_paper(S):
     flow = GaussianFlow([0.0], math.sqrt(S)).double()
-    assert (
-        abs(
-            optimal_moments(flow, [1.0], 0.0, 1.0)[0].item()
-            - {0.04: 0.3142, 1.0: 1.5708}[S]
-        )
-        < 1e-4
-    )
+    best = optimal_moments(flow, [1.0], 0.0, 1.0)[0].item()
+    assert abs(best - {0.04: 0.3142, 1.0: 1.5708}[S]) < 1e-4
     assert abs(tilted_moments(flow, [1.0], 0.0, 1.0)[0].item() - S) < 1e-6
-    discrete = (
-        -2
-        * riccati(flow, [1.0], 0.0, 1.0, time_grid(20).double(), discrete=True)[2][0].item()
-    )
+    times = time_grid(20).double()
+    discrete = -2 * riccati(flow, [1.0], 0.0, 1.0, times, discrete=True)[2][0].item()
     assert abs(discrete - {0.04: 0.2909, 1.0: 1.4764}[S]) < 1e-4
 
 
@@ -228,23 +214,19 @@ def test_optimal_moments_by_sampling_open_loop_controls():
     nodes, w = np.polynomial.hermite_e.hermegauss(8)
     w = torch.tensor(w / w.sum())
     x0 = torch.tensor(nodes)[:, None]
-    x1 = controlled_cost(
-        flow, reward, x0, open_loop_optimum(flow, reward, x0, times, LAM)[0], times, LAM
-    )[0][:, 0]
+    u, _ = open_loop_optimum(flow, reward, x0, times, LAM)
+    x1 = controlled_cost(flow, reward, x0, u, times, LAM)[0][:, 0]
     mean, cov = optimal_moments(flow, a, C, LAM)
-    assert (
-        abs((w @ x1 - mean).item()) < 0.01
-        and abs((w @ (x1 - w @ x1) ** 2 / cov).item() - 1) < 0.02
-    )
+    assert abs((w @ x1 - mean).item()) < 0.01
+    assert abs((w @ (x1 - w @ x1) ** 2 / cov).item() - 1) < 0.02
 
 
 # The grid
 
 
 def two_peaks(x, p=None):
-    return (
-        torch.exp(-((x + 1) ** 2) / 0.18) + 1.3 * torch.exp(-((x - 1) ** 2) / 0.18)
-    ).sum(-1)
+    low, high = (torch.exp(-((x - at) ** 2) / 0.18) for at in (-1, 1))
+    return (low + 1.3 * high).sum(-1)
 
 
 def towards(x, p=None):
@@ -254,9 +236,11 @@ def towards(x, p=None):
 def test_grid_against_riccati():
     flow = GaussianFlow([0.3], 0.6).double()
     x, times = uniform(-7, 7, 1001), time_grid(8).double()
-    V = grid_value_1d(
-        flow, lambda x, p=None: (0.8 * x - 0.25 * x**2).sum(-1), LAM, x, times
-    )
+
+    def reward(x, prompts=None):
+        return (0.8 * x - 0.25 * x**2).sum(-1)
+
+    V = grid_value_1d(flow, reward, LAM, x, times)
     for k, (P, q, o) in enumerate(zip(*riccati(flow, [0.8], 0.5, LAM, times))):
         inner = x.abs() < 3
         assert (V[k] - value(P, q, o, x[:, None]))[inner].abs().max() < 1e-3
@@ -269,53 +253,47 @@ def test_grid_with_a_kink_against_scipy_minimisation_over_the_end_point():
     V = grid_value_1d(flow, two_peaks, lam, x, time_grid(1).double())[0]
     K = math.pi / 2 * 0.8 / lam
     assert abs(gaussian_reach(flow, lam).item() - K) < 1e-6
+
+    def cost(z, start):
+        energy = (z - (0.2 + 0.8 * start)) ** 2 / (2 * K)
+        return energy - two_peaks(torch.tensor([[z]], **DOUBLE)).item()
+
+    options = dict(method="bounded", options=dict(xatol=1e-9))
+    ends = np.linspace(-3, 3, 61)
     for i in range(300, 901, 60):
-        cost = lambda z: (
-            (z - (0.2 + 0.8 * x[i].item())) ** 2 / (2 * K)
-            - two_peaks(torch.tensor([[z]], **DOUBLE)).item()
-        )
-        zs = np.linspace(-3, 3, 61)
-        z = zs[np.argmin([cost(z) for z in zs])]
-        assert (
-            abs(
-                minimize_scalar(
-                    cost,
-                    bounds=(z - 0.1, z + 0.1),
-                    method="bounded",
-                    options=dict(xatol=1e-9),
-                ).fun
-                - V[i].item()
-            )
-            < 4e-3
-        )
+        start = x[i].item()
+        near = ends[np.argmin([cost(z, start) for z in ends])]
+        bounds = (near - 0.1, near + 0.1)
+        best = minimize_scalar(cost, bounds=bounds, args=(start,), **options).fun
+        assert abs(best - V[i].item()) < 4e-3
 
 
 def test_grid_against_brute_force_over_controls_on_a_mixture():
-    "Three piecewise constant controls, every combination of 41 values, on a mixture with a reward that has a kink"
+    "Three constant controls, every combination of 41 values, and a reward with a kink"
     flow = MixtureFlow([[-1.0], [1.0]], 0.4).double()
-    reward = lambda x, p=None: -(x - 0.5).abs().sum(-1)
+
+    def reward(x, prompts=None):
+        return -(x - 0.5).abs().sum(-1)
+
+    def velocity(y, t, u):
+        return flow.base_velocity(y, torch.full((len(y),), t, **DOUBLE)) + u
+
     x, lam, U = uniform(-6, 6, 1201), 1.0, uniform(-3, 3, 41)
     V = grid_value_1d(flow, reward, lam, x, torch.tensor([0.7, 1.0]).double())[0]
     u = torch.cartesian_prod(U, U, U)
     for start in (-0.8, 0.0, 1.1):
         y = torch.full((len(u), 1), start, **DOUBLE)
         for k in range(12):  # midpoint steps of .025
-            t, f = (
-                torch.tensor(0.7 + 0.025 * k, **DOUBLE),
-                lambda y, t: flow.base_velocity(y, t.expand(len(y))) + u[:, k // 4, None],
-            )
-            y = y + 0.025 * f(y + 0.0125 * f(y, t), t + 0.0125)
+            t, push = 0.7 + 0.025 * k, u[:, k // 4, None]
+            middle = y + 0.0125 * velocity(y, t, push)
+            y = y + 0.025 * velocity(middle, t + 0.0125, push)
         brute = (lam / 2 * 0.1 * u.pow(2).sum(1) - reward(y)).min().item()
         assert -1e-3 < brute - at(x, V, torch.tensor([start])).item() < 1e-2
 
 
 def test_grid_characteristics_and_open_loop_agree_on_a_mixture():
-    flow, lam, times, x = (
-        MixtureFlow([[-0.8], [0.8]], 0.5).double(),
-        1.0,
-        time_grid(200).double(),
-        uniform(-8, 8, 1601),
-    )
+    flow, lam = MixtureFlow([[-0.8], [0.8]], 0.5).double(), 1.0
+    times, x = time_grid(200).double(), uniform(-8, 8, 1601)
     V = grid_value_1d(flow, towards, lam, x, times)
     G = torch.gradient(V, spacing=0.01, dim=1)[0]
     x1 = uniform(-1.1, 2, 15)[:, None]
@@ -334,12 +312,8 @@ def test_grid_characteristics_and_open_loop_agree_on_a_mixture():
 
 
 def test_at_a_shock_the_grid_is_the_least_branch_and_one_start_is_not_enough():
-    flow, lam, times, x = (
-        MixtureFlow([[-1.0], [1.0]], 0.4).double(),
-        2.0,
-        time_grid(200).double(),
-        uniform(-8, 8, 1601),
-    )
+    flow, lam = MixtureFlow([[-1.0], [1.0]], 0.4).double(), 2.0
+    times, x = time_grid(200).double(), uniform(-8, 8, 1601)
     V = grid_value_1d(flow, towards, lam, x, times[[0, -1]])[0]
     x1 = uniform(-2.6, 2.6, 2001)[:, None]
     xs, gs = characteristics(flow, towards, x1, times, lam)
@@ -349,17 +323,10 @@ def test_at_a_shock_the_grid_is_the_least_branch_and_one_start_is_not_enough():
         branches = paid[(xs[0, :, 0] - p).abs() < 0.005]
         assert abs(branches.min().item() / at(x, V, torch.tensor([p])).item() - 1) < 0.01
     start, coarse = torch.tensor([[-1.1]], **DOUBLE), time_grid(100).double()
-    right = (
-        -gs[
-            :-1:2,
-            torch.where(x1[:, 0] > 0.12, (xs[0, :, 0] + 1.1).abs(), torch.inf).argmin(),
-        ][:, None]
-        / lam
-    )
-    stuck, best = (
-        open_loop_optimum(flow, towards, start, coarse, lam, u0=u0)[1].item()
-        for u0 in (None, right)
-    )
+    away = torch.where(x1[:, 0] > 0.12, (xs[0, :, 0] + 1.1).abs(), torch.inf)
+    right = -gs[:-1:2, away.argmin()][:, None] / lam  # of paths that end on the right
+    stuck = open_loop_optimum(flow, towards, start, coarse, lam)[1].item()
+    best = open_loop_optimum(flow, towards, start, coarse, lam, u0=right)[1].item()
     truth = at(x, V, start[:, 0]).item()
     assert stuck > truth + 0.1 and abs(best / truth - 1) < 0.01
 
@@ -367,11 +334,8 @@ def test_at_a_shock_the_grid_is_the_least_branch_and_one_start_is_not_enough():
 def test_grid_shapes_and_refusals():
     flow, x = GaussianFlow([0.0], 1.0), torch.linspace(-3, 3, 61)
     V = grid_value_1d(flow, towards, 1.0, x, time_grid(4))
-    assert (
-        V.shape == (5, 61)
-        and V.dtype == torch.float32
-        and torch.allclose(V[-1], -towards(x[:, None]))
-    )
+    assert V.shape == (5, 61) and V.dtype == torch.float32
+    assert torch.allclose(V[-1], -towards(x[:, None]))
     for bad in (x**3, x.flip(0), x[:, None]):
         with pytest.raises(ValueError, match="uniform"):
             grid_value_1d(flow, towards, 1.0, bad, time_grid(4))

@@ -57,13 +57,14 @@ def data_file(
     remedy = f"restore it with: git checkout data/{name.split('/')[0]}"
     raise FileNotFoundError(f"no {name} in {where}; {remedy}")
 
-# %% ../../nbs/0_common/data.ipynb #d28342ac
+# %% ../../nbs/0_common/data.ipynb #5aac3391
 def prompts_folder() -> Path:  # $VGGFLOW_PROMPTS, or data/prompts of the clone around here
     "Where files of prompts are looked for by name"
     if os.environ.get("VGGFLOW_PROMPTS"):
         return Path(os.environ["VGGFLOW_PROMPTS"])
     here = Path(os.environ.get("VGGFLOW_ROOT") or Path.cwd())
-    clones = (p for p in (here, *here.parents) if (p / "experiments.toml").exists())
+    around = (here, *here.parents)
+    clones = (folder for folder in around if (folder / "experiments.toml").exists())
     return next(clones, here) / "data" / "prompts"
 
 

@@ -13,7 +13,7 @@ import re
 import textwrap
 from pathlib import Path
 
-# %% ../../nbs/0_common/equations.ipynb #fefe9027
+# %% ../../nbs/0_common/equations.ipynb #a974ca71
 KINDS = ("algebra", "closed form", "numerical truth", "brute force", "demonstration")
 VERDICTS = ("holds", "holds with a condition", "printed form corrected")
 
@@ -22,7 +22,9 @@ def _size(error) -> float:
     "Largest absolute value of a number, a tensor, an array or a SymPy expression"
     if hasattr(error, "free_symbols") or hasattr(error, "applyfunc"):  # SymPy
         flat = list(error) if hasattr(error, "__getitem__") else [error]  # or a matrix
-        return max(abs(float(e)) if not e.free_symbols else float("inf") for e in flat)
+        if any(part.free_symbols for part in flat):
+            return float("inf")
+        return max(abs(float(part)) for part in flat)
     if hasattr(error, "detach"):
         error = error.detach().double().abs().max().item()
     return float(max(map(_size, error)) if hasattr(error, "__iter__") else abs(error))
@@ -96,7 +98,7 @@ def tagged_cells(
                     raise ValueError(f"{notebook.name}: unknown tag {tag!r}")
     return found
 
-# %% ../../nbs/0_common/equations.ipynb #8cb3aa6a
+# %% ../../nbs/0_common/equations.ipynb #68e4ad91
 def _calls(cell: dict, name: str) -> list:
     "Calls of `name` in a cell"
     nodes = ast.walk(ast.parse("".join(cell["source"])))
@@ -113,8 +115,8 @@ def _literal(call, place: int, key: str, default: str) -> str:
 
 def _printed(cell: dict) -> str:
     "What a cell printed"
-    streams = [o for o in cell["outputs"] if o["output_type"] == "stream"]
-    return "".join("".join(o.get("text", "")) for o in streams)
+    streams = [out for out in cell["outputs"] if out["output_type"] == "stream"]
+    return "".join("".join(out.get("text", "")) for out in streams)
 
 # %% ../../nbs/0_common/equations.ipynb #3ac6d7ea
 def read_check(
@@ -138,13 +140,13 @@ def read_check(
     said = {key: _literal(calls[0], at, key, usual) for key, (at, usual) in places.items()}
     return dict(error=found[1], tol=found[2], **said)
 
-# %% ../../nbs/0_common/equations.ipynb #90a79119
+# %% ../../nbs/0_common/equations.ipynb #148c4dda
 def _row(item: str, checks: list, teeth: int) -> dict:
     "The row of an item from (chapter, check) of its cells"
     rows = [check for _, check in checks]
-    worst = max((r["verdict"] for r in rows), key=VERDICTS.index, default="missing")
-    joined = {key: ", ".join(r[key] for r in rows) for key in ("kind", "error", "tol")}
-    notes = dict.fromkeys(r["note"] for r in rows if r["note"])
+    worst = max((row["verdict"] for row in rows), key=VERDICTS.index, default="missing")
+    joined = {key: ", ".join(row[key] for row in rows) for key in ("kind", "error", "tol")}
+    notes = dict.fromkeys(row["note"] for row in rows if row["note"])
     chapters = ", ".join(dict.fromkeys(chapter for chapter, _ in checks))
     rest = dict(teeth=teeth, verdict=worst, note="; ".join(notes))
     return dict(item=item, chapter=chapters, **joined, **rest)
@@ -164,7 +166,7 @@ def equation_table(
     items = (*EQUATIONS, *STATEMENTS, *CORRECTIONS)
     return [_row(item, checks.get(item, []), teeth.get(item, 0)) for item in items]
 
-# %% ../../nbs/0_common/equations.ipynb #a72b0ef2
+# %% ../../nbs/0_common/equations.ipynb #7780eced
 def equation_name(
     item: str,  # A tag of the register
 ) -> str:  # As a reader writes it
@@ -182,12 +184,12 @@ def unchecked(
     rows: list,  # From `equation_table`
 ) -> list:  # Those that no cell checks, or whose check has no teeth
     "What is still to be done"
-    return [r for r in rows if r["verdict"] == "missing" or not r["teeth"]]
+    return [row for row in rows if row["verdict"] == "missing" or not row["teeth"]]
 
-# %% ../../nbs/0_common/equations.ipynb #2fba3cc3
+# %% ../../nbs/0_common/equations.ipynb #729142ed
 def _share(rows, known, what) -> str:
     "E.g. '45 of 45 equations'; empty where there are none"
-    mine = [r for r in rows if r["item"] in known]
+    mine = [row for row in rows if row["item"] in known]
     return f"{len(mine) - len(unchecked(mine))} of {len(mine)} {what}" if mine else ""
 
 
@@ -200,9 +202,9 @@ def equation_totals(
         _share(rows, STATEMENTS, "propositions, remarks and algorithms"),
         _share(rows, CORRECTIONS, "further corrections"),
     ]
-    verdicts = [r["verdict"] for r in rows]
-    counts = {v: verdicts.count(v) for v in (*VERDICTS, "missing")}
-    said = ", ".join(f"{n} × {v}" for v, n in counts.items() if n)
+    found = [row["verdict"] for row in rows]
+    known = [verdict for verdict in (*VERDICTS, "missing") if verdict in found]
+    said = ", ".join(f"{found.count(verdict)} × {verdict}" for verdict in known)
     return f"{', '.join(filter(None, parts))} checked, with teeth ({said})"
 
 # %% ../../nbs/0_common/equations.ipynb #387023c9
@@ -223,32 +225,33 @@ def _cells(row: dict) -> list:
     keys = ("chapter", "kind", "error", "tol", "teeth", "verdict", "note")
     return [equation_name(row["item"]), *(str(row[key]) for key in keys)]
 
-# %% ../../nbs/0_common/equations.ipynb #7f327d1e
+# %% ../../nbs/0_common/equations.ipynb #075e1f37
 def _columns(cells: list) -> list:
     "The first six columns of a row, each a list of lines: several checks under each other"
     first, *rest = cells[:6]
     name = textwrap.fill(first.replace(", ", "\n"), 20)
-    return [text.split("\n") for text in (name, *(c.replace(", ", "\n") for c in rest))]
+    return [
+        text.split("\n") for text in (name, *(cell.replace(", ", "\n") for cell in rest))
+    ]
 
 
 def _beside(columns: list, widths: list) -> list:
     "Lines of columns side by side"
     columns = [column + [""] * max(map(len, columns)) for column in columns]
     tall = max(sum(map(bool, column)) for column in columns)
-    lines = [
-        [column[k].ljust(w) for column, w in zip(columns, widths)] for k in range(tall)
-    ]
-    return ["  ".join(line).rstrip() for line in lines]
+    lines = list(zip(*columns))[:tall]
+    padded = [[text.ljust(size) for text, size in zip(line, widths)] for line in lines]
+    return ["  ".join(line).rstrip() for line in padded]
 
-# %% ../../nbs/0_common/equations.ipynb #2ba2b3b9
+# %% ../../nbs/0_common/equations.ipynb #82a916c8
 def _text_rows(body: list, width: int) -> list:
     "Lines of `width` characters where possible; the note beside the verdict, or under it"
-    rows = [HEAD, *body]
-    columns = [_columns(row) for row in rows]
-    widths = [max(len(line) for c in columns for line in c[k]) for k in range(6)]
+    columns = [_columns(row) for row in (HEAD, *body)]
+    parts = [[line for lines in column for line in lines] for column in zip(*columns)]
+    widths = [max(map(len, lines)) for lines in parts]
     left = sum(widths) + 12
     beside, lines = width - left >= 30, []
-    for row, column in zip(rows, columns):
+    for row, column in zip((HEAD, *body), columns):
         says = row[6] + (f": {row[7]}" if row[7] else "")
         last = textwrap.wrap(says, width - left if beside else width - 4) or [""]
         if beside:
@@ -257,14 +260,14 @@ def _text_rows(body: list, width: int) -> list:
             lines += _beside(column, widths) + [f"    {line}" for line in last]
     return lines
 
-
+# %% ../../nbs/0_common/equations.ipynb #43211bea
 def equation_report(
     rows: list,  # From `equation_table`
     markdown: bool = False,  # A Markdown table instead of aligned text
     width: int = 160,  # Characters to a line of the text form
 ) -> str:  # The table and a line of totals
     "The register as text"
-    body, total = [_cells(r) for r in rows], equation_totals(rows)
+    body, total = [_cells(row) for row in rows], equation_totals(rows)
     if not markdown:
         return "\n".join([*_text_rows(body, width), "", *textwrap.wrap(total, width)])
     escaped = [[text.replace("|", r"\|") for text in row] for row in (HEAD, *body)]

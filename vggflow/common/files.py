@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-# %% ../../nbs/0_common/files.ipynb #a5a635dc
+# %% ../../nbs/0_common/files.ipynb #db18c28e
 def write_whole(
     path,  # File to write; its folder is made if need be
     write,  # Callable that writes a file of the name it is given
@@ -39,7 +39,7 @@ def write_text(
     "Write a text file in UTF-8, whole or not at all"
     write_whole(path, lambda file: file.write_text(text, encoding="utf8"))
 
-
+# %% ../../nbs/0_common/files.ipynb #cc5315e6
 def write_json(
     path,  # File to write
     content,  # What json can hold
@@ -56,7 +56,7 @@ def copy_file(
     "Copy a file in one step"
     write_whole(target, lambda file: shutil.copyfile(source, file))
 
-# %% ../../nbs/0_common/files.ipynb #8ce5b910
+# %% ../../nbs/0_common/files.ipynb #90ce2146
 def sha256(
     path,  # A file
 ) -> str:  # Hexadecimal
@@ -80,7 +80,7 @@ def read_json(
         )
     return content
 
-
+# %% ../../nbs/0_common/files.ipynb #275b3f44
 def read_rows(
     path,  # A .jsonl file, complete or growing
 ) -> list:  # Dicts; up to a line that is not whole, and none where there is no file
@@ -97,7 +97,7 @@ def read_rows(
             break  # torn by a kill
     return rows
 
-# %% ../../nbs/0_common/files.ipynb #498aa150
+# %% ../../nbs/0_common/files.ipynb #82bad6f1
 def print_line(
     line: str,  # What to print
 ):
@@ -117,7 +117,7 @@ def _file_lock(path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return OpenLock(path)
 
-
+# %% ../../nbs/0_common/files.ipynb #db1efea2
 @contextlib.contextmanager
 def lock(
     path,  # Lock file; it stays, the lock does not
@@ -137,7 +137,7 @@ def lock(
     finally:
         held.release()
 
-
+# %% ../../nbs/0_common/files.ipynb #492c5fc0
 def is_locked(
     path,  # A lock file
 ) -> bool:  # False where it is free, or not there

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-# %% ../../nbs/0_common/hub.ipynb #074e1245
+# %% ../../nbs/0_common/hub.ipynb #48432df3
 class HubError(OSError, ValueError):
     "A model or one of its files cannot be had; one line with the remedy"
 
@@ -27,16 +27,13 @@ def similar_models(
 ) -> str:  # E.g. " (did you mean a/b?)"; empty where nothing is near
     "Folders and known hub ids of a similar name, as a remark"
     folder, path = Path(path).parent, str(path)
-    names = (
-        [str(folder / d.name) for d in folder.iterdir() if d.is_dir()]
-        if folder.is_dir()
-        else []
-    )
+    there = folder.iterdir() if folder.is_dir() else ()
+    names = [str(folder / place.name) for place in there if place.is_dir()]
     near = difflib.get_close_matches(path, names, 3, 0.8)
     near = near or difflib.get_close_matches(path, list(known), 3)
     return f" (did you mean {' or '.join(near)}?)" if near and path not in near else ""
 
-# %% ../../nbs/0_common/hub.ipynb #2ca9e132
+# %% ../../nbs/0_common/hub.ipynb #33892f65
 def _hub_causes(path, name, revision, like) -> dict:
     "What each error of the hub means, the special ones before the general"
     page = f"https://huggingface.co/{path}"
@@ -60,7 +57,7 @@ def _hub_causes(path, name, revision, like) -> dict:
         f"see {page}/tree/main",
     )
 
-
+# %% ../../nbs/0_common/hub.ipynb #844e688f
 def hub_remedy(
     error: Exception,  # What huggingface_hub raised
     path,  # The hub id
@@ -82,7 +79,7 @@ def hub_remedy(
         "check the connection, or give a local folder"
     )
 
-
+# %% ../../nbs/0_common/hub.ipynb #3a448a5c
 def missing_model(
     what: str,  # E.g. 'CLIP model'
     path,  # Folder or hub id
@@ -100,7 +97,7 @@ def missing_model(
         f"no {what} in {str(path)!r}: give a local folder or a hub id ({why}; {name})"
     )
 
-# %% ../../nbs/0_common/hub.ipynb #1525a6a2
+# %% ../../nbs/0_common/hub.ipynb #822df0b8
 def hub_file(
     path,  # Folder or hub id
     name: str,  # Of the file, e.g. 'model_index.json'
@@ -109,20 +106,16 @@ def hub_file(
     **options,  # Of `hf_hub_download`: token, local_files_only, cache_dir
 ) -> Path:  # Raises a one-line `HubError` with the remedy
     "A file of a model: from its folder, or from the hub"
-    folder = Path(path).expanduser()
+    folder, missing = Path(path).expanduser(), f"no {name} in {str(path)!r}"
     if folder.is_dir():
         if (folder / name).exists():
             return folder / name
-        raise HubError(
-            f"no {name} in {str(path)!r}: give the folder that save_pretrained wrote"
-        )
+        raise HubError(f"{missing}: give the folder that save_pretrained wrote")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
         offline = ", and HF_HUB_OFFLINE is set" if is_offline() else ""
         like = similar_models(path, known)
-        raise HubError(
-            f"no {name} in {str(path)!r}: no such folder{like}{offline}; "
-            "a hub id has the form owner/name"
-        )
+        hint = f"no such folder{like}{offline}; a hub id has the form owner/name"
+        raise HubError(f"{missing}: {hint}")
     import huggingface_hub
 
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .files import write_whole
 
-# %% ../../nbs/0_common/images.ipynb #a7664248
+# %% ../../nbs/0_common/images.ipynb #23c7a45c
 def pixels(
     images,  # (n, 3, H, W) or (n, H, W, 3), tensor or array, in [0, 1]; clipped
 ):  # uint8 array, (n, H, W, 3)
@@ -26,7 +26,7 @@ def pixels(
         images = images.transpose(0, 2, 3, 1)
     return (images.clip(0, 1) * 255).round().astype(np.uint8)
 
-
+# %% ../../nbs/0_common/images.ipynb #4d6a15da
 def image_grid(
     images,  # As in `pixels`
     columns: int,  # Images in a row
@@ -37,16 +37,16 @@ def image_grid(
     import numpy as np
 
     images = pixels(images).repeat(zoom, axis=1).repeat(zoom, axis=2)
-    n, height, width, _ = images.shape
-    rows = -(-n // columns)
+    height, width = images.shape[1:3]
+    rows = -(-len(images) // columns)
     down, right = height + pad, width + pad
     sheet = np.full((rows * down - pad, columns * right - pad, 3), 255, np.uint8)
-    for k, image in enumerate(images):
-        y, x = k // columns * down, k % columns * right
-        sheet[y : y + height, x : x + width] = image
+    for place, image in enumerate(images):
+        top, left = place // columns * down, place % columns * right
+        sheet[top : top + height, left : left + width] = image
     return sheet
 
-
+# %% ../../nbs/0_common/images.ipynb #42228eed
 def save_image(
     path,  # File; its ending says the format
     array,  # uint8, (H, W, 3)

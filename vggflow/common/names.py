@@ -46,14 +46,15 @@ def is_import_path(
     dotted = all(part.isidentifier() for part in where.split("."))
     return name.isidentifier() and (where.endswith(".py") or dotted)
 
-# %% ../../nbs/0_common/names.ipynb #459d9589
+# %% ../../nbs/0_common/names.ipynb #1eaae5af
 def _fault(
     error: Exception,  # What was raised while a file or module was imported
 ) -> str:  # E.g. "mine.py, line 3: NameError: name 'x' is not defined"
     "Where and why an import failed"
     frames = traceback.extract_tb(error.__traceback__)
     ours = ("load_object", "_import_file", "_import_module")
-    theirs = [f for f in frames if f.name not in ours and "importlib" not in f.filename]
+    theirs = [frame for frame in frames if frame.name not in ours]
+    theirs = [frame for frame in theirs if "importlib" not in frame.filename]
     file, line = (theirs[0].filename, theirs[0].lineno) if theirs else ("", 0)
     if isinstance(error, SyntaxError) and error.filename:
         file, line = error.filename, error.lineno
@@ -61,7 +62,7 @@ def _fault(
     place = f"{file}, line {line}: " if file else ""
     return f"{place}{type(error).__name__}: {text}"
 
-
+# %% ../../nbs/0_common/names.ipynb #a695ab41
 def _import_file(
     file: Path,  # A Python file
 ):
@@ -81,7 +82,7 @@ def _import_file(
         raise
     return module
 
-
+# %% ../../nbs/0_common/names.ipynb #97368315
 def _import_module(
     name: str,  # Dotted name
 ):
@@ -95,7 +96,7 @@ def _import_module(
     importlib.invalidate_caches()
     return importlib.import_module(name)
 
-# %% ../../nbs/0_common/names.ipynb #dcd9cbdb
+# %% ../../nbs/0_common/names.ipynb #1ca082e7
 def load_object(
     text: str,  # `module:name` or `path/to/file.py:name`
     kind: str,  # For messages: 'method', 'model', 'reward' or 'world'
@@ -115,7 +116,7 @@ def load_object(
     except Exception as error:
         raise ValueError(f"{kind} {text!r} cannot be imported: {_fault(error)}") from error
     if not hasattr(module, name):
-        known = [n for n in vars(module) if not n.startswith("_")]
+        known = [known for known in vars(module) if not known.startswith("_")]
         hint = did_you_mean(name, known) or f"it has: {', '.join(known[:8]) or 'nothing'}"
         raise ValueError(
             f"{kind} {text!r} cannot be imported, {where} has no {name!r}; {hint}"

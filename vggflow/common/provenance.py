@@ -33,7 +33,7 @@ def versions(
             found[name] = version(name)
     return found
 
-# %% ../../nbs/0_common/provenance.ipynb #502451bb
+# %% ../../nbs/0_common/provenance.ipynb #198a9266
 def git_commit() -> str:  # "unknown" outside a git checkout
     "Commit of the checkout, with -dirty if its source was changed"
 
@@ -57,5 +57,5 @@ def code_sha256(
 ) -> str:  # Hexadecimal; prose, outputs and metadata do not count
     "Checksum of a notebook's code"
     cells = json.loads(Path(notebook).read_text(encoding="utf8"))["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
