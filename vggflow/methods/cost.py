@@ -67,7 +67,7 @@ def one_update(flow, reward, method: Method, samples: Samples):
     method.setup(flow, reward)
     take_gradients(flow, reward, method, samples)
 
-
+# %% ../../nbs/2_methods/cost.ipynb #c0571a7e
 def update_passes(
     flow,  # As `finetune` takes it
     reward,  # As `finetune` takes it
