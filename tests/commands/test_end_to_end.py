@@ -173,7 +173,7 @@ def wait_for_checkpoint(process, card, update):
 
 
 def test_sigkill_of_a_kernel_and_of_a_run(killed):
-    from vggflow.experiments.status import run_status
+    from vggflow.experiments.status import run_state
 
     notebook = killed.folder / "run.ipynb"
     first = start(killed)
@@ -182,7 +182,7 @@ def test_sigkill_of_a_kernel_and_of_a_run(killed):
         kernel.kill()
     text = first.communicate(timeout=60)[0]
     assert first.returncode == 2 and "died" in text and not notebook.exists(), text
-    assert run_status(killed).state == "cut off"
+    assert run_state(killed).state == "cut off"
     second = start(killed)
     later = wait_for_checkpoint(second, killed, at + 20)
     second.kill()
