@@ -140,7 +140,7 @@ def annotation_of(setting: Setting, group=None):
     optional = kind if setting.needed or setting.many else kind | None
     return Annotated[optional, Parameter(**about)]
 
-
+# %% ../nbs/7_commands/cli.ipynb #e5387f39
 def signature_of(verb: Verb) -> inspect.Signature:
     "The options of a verb as a signature, in the order of the groups"
     from cyclopts import Group
@@ -158,7 +158,7 @@ def signature_of(verb: Verb) -> inspect.Signature:
         ]
     )
 
-# %% ../nbs/7_commands/cli.ipynb #8e2caaea
+# %% ../nbs/7_commands/cli.ipynb #a412477d
 def rank_of(settings: dict):
     "Key that puts what is given without a name first, as a signature must"
     return lambda n: 0 if settings[n].positional else 1
@@ -174,7 +174,7 @@ def as_parameter(setting: Setting, group=None) -> inspect.Parameter:
     annotation = annotation_of(setting, group)
     return P(setting.name, kind, default=default, annotation=annotation)
 
-# %% ../nbs/7_commands/cli.ipynb #87e93d4f
+# %% ../nbs/7_commands/cli.ipynb #4acb6cc7
 EXAMPLES = {
     "finetune": r"""examples:
   vggflow finetune --method ReFL --updates 20 --out runs/emoji    the emoji world, on a CPU
@@ -198,7 +198,7 @@ EXAMPLES = {
   vggflow prompts hpdv2-photo-painting > data/prompts/hpdv2-photo-painting.txt""",
 }
 
-# %% ../nbs/7_commands/cli.ipynb #36f9785a
+# %% ../nbs/7_commands/cli.ipynb #8fd37d41
 EXAMPLES |= {
     "evaluate": r"""examples:
   vggflow evaluate --run runs/pick --prompts drawbench --reward pickscore clip \
@@ -224,7 +224,7 @@ ABOUT = (
     "Align a flow-matching model with a reward (VGG-Flow), and draw the paper's figures."
 )
 
-# %% ../nbs/7_commands/cli.ipynb #4b219b2e
+# %% ../nbs/7_commands/cli.ipynb #00801104
 def make_app(program: str, **more):
     "A parser that says errors in one line and help in plain text"
     import shutil
@@ -253,7 +253,7 @@ def parse_only(verb: Verb, help: str = ""):
     what_was_said.__doc__ = help or docstring(verb.does)
     return what_was_said
 
-# %% ../nbs/7_commands/cli.ipynb #70dcb488
+# %% ../nbs/7_commands/cli.ipynb #5bf652cb
 def verb_app(program: str, verb: Verb, epilogue: str = ""):
     "The parser of one verb"
     end = f"{epilogue}\n\n{STATUSES}" if epilogue else STATUSES
@@ -274,7 +274,7 @@ def whole_app():
     app.register_install_completion_command(add_to_startup=False)
     return app
 
-# %% ../nbs/7_commands/cli.ipynb #d045288a
+# %% ../nbs/7_commands/cli.ipynb #906062b3
 def parse(
     program: str,  # For messages, e.g. 'vggflow sample'
     verb: Verb,
@@ -295,7 +295,7 @@ def parse(
     args, settings = said
     return declarations.expand_home(args), converted(settings)
 
-# %% ../nbs/7_commands/cli.ipynb #fb7e7d3d
+# %% ../nbs/7_commands/cli.ipynb #a9c7b1fa
 def one_line(error) -> str:
     "What is wrong with an argument"
     from cyclopts import CoercionError, ValidationError
@@ -320,7 +320,7 @@ def converted(settings: dict) -> dict:
         said["dtype"] = declarations.full_dtype(said["dtype"])
     return said
 
-# %% ../nbs/7_commands/cli.ipynb #db473328
+# %% ../nbs/7_commands/cli.ipynb #dd83ace1
 TROUBLE = (ValueError, OSError, RuntimeError, ImportError)  # with FloatingPointError below
 TROUBLE += (FloatingPointError, NotImplementedError)
 SMALLER = (
@@ -341,7 +341,7 @@ def function_of(does: str):
     module, _, name = does.partition(":")
     return getattr(importlib.import_module(f"vggflow.{module}"), name)
 
-# %% ../nbs/7_commands/cli.ipynb #8ce7d2cc
+# %% ../nbs/7_commands/cli.ipynb #c98c3903
 def run_verb(
     program: str,  # For messages
     verb: Verb,
@@ -371,7 +371,7 @@ def run_verb(
         print_trouble(program, text)
         return 2
 
-# %% ../nbs/7_commands/cli.ipynb #e840ec0b
+# %% ../nbs/7_commands/cli.ipynb #6eb05598
 def main(
     argv: list = None,  # Arguments; those of the process by default
 ) -> int:  # Exit status: 0, the verb's own, or 2 with one line on stderr
@@ -391,7 +391,7 @@ def main(
     epilogue = EXAMPLES.get(ALIASES.get(name, name), "")
     return run_verb(f"vggflow {name}", verb, mine, epilogue, **more)
 
-
+# %% ../nbs/7_commands/cli.ipynb #0f68154d
 def without_verb(argv: list) -> int:
     "Help, version and completion, or an error for a verb that is none"
     from vggflow.common.names import did_you_mean
@@ -419,6 +419,6 @@ def parse_whole(argv: list) -> int:
         return 2
     return 0
 
-# %% ../nbs/7_commands/cli.ipynb #41c5ed5d
+# %% ../nbs/7_commands/cli.ipynb #17331444
 if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())

@@ -28,7 +28,7 @@ def reward_asked(directory: RunDirectory) -> str:
         asked = re.sub(r"^([^,]*)=1\.0$", r"\1", known)
     return re.sub(r"(?<![\w.])[/~][^\s,=@:]*/", "", asked)
 
-
+# %% ../../nbs/7_commands/export.ipynb #2069a8e4
 def read_run(
     run,  # A run directory
 ) -> (
@@ -51,7 +51,7 @@ def read_run(
     rows = dict(evals=directory.evals, flags=directory.flags)
     return dict(record=record, update=update, parts=parts, **rows)
 
-# %% ../../nbs/7_commands/export.ipynb #71fc5f10
+# %% ../../nbs/7_commands/export.ipynb #342b7b28
 def correction_settings(
     flow,  # The flow that it was made for
     state: dict,  # Weights of the correction, by name
@@ -65,7 +65,7 @@ def correction_settings(
     heads = width // flow.transformer.config.attention_head_dim
     return dict(kind="transformer", layers=layers, heads=heads)
 
-
+# %% ../../nbs/7_commands/export.ipynb #ff2a0b40
 def save_correction(
     flow,  # The flow
     folder,  # Where correction.safetensors and correction.json are written
@@ -88,7 +88,7 @@ def save_correction(
     (Path(folder) / "correction.json").write_text(json.dumps(settings, indent=1))
     return True
 
-# %% ../../nbs/7_commands/export.ipynb #2dd86659
+# %% ../../nbs/7_commands/export.ipynb #c5f150a7
 def load_correction(
     flow,  # The flow, built like the one of the run
     folder,  # What `export_lora` wrote
@@ -116,7 +116,7 @@ def load_correction(
     value.to(flow.device).unit.fill_(settings["unit"])
     return value
 
-# %% ../../nbs/7_commands/export.ipynb #e4b3aa6d
+# %% ../../nbs/7_commands/export.ipynb #6b30efc7
 def export_lora(
     flow,  # The flow, whose adapter is written
     folder,  # Where to; made if need be
@@ -138,7 +138,7 @@ def export_lora(
         shutil.rmtree(beside, ignore_errors=True)
     return folder
 
-# %% ../../nbs/7_commands/export.ipynb #b7f557a1
+# %% ../../nbs/7_commands/export.ipynb #1eff4388
 def write_export(flow, folder: Path, known: dict = None, method=None):
     "Adapter, value correction and card of a run, or of a method as it is"
     state, hyper = {}, {}
@@ -166,7 +166,7 @@ def move_files(beside: Path, folder: Path, force: bool = False):
     for p in beside.iterdir():
         p.replace(folder / p.name)
 
-# %% ../../nbs/7_commands/export.ipynb #e1623176
+# %% ../../nbs/7_commands/export.ipynb #8b482282
 def export_run(
     run: str,  # Run directory
     out: str,  # Folder

@@ -79,7 +79,7 @@ def check_versions() -> list:  # `Check`s
     plain = [r for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
     return [check_python(), *[check_package(r) for r in plain if r.name in WATCHED]]
 
-
+# %% ../../nbs/7_commands/installation.ipynb #d83c55c4
 def check_python() -> Check:
     "The version of Python"
     version = ".".join(map(str, sys.version_info[:3]))
@@ -100,7 +100,7 @@ def check_package(needed) -> Check:
         return Check(needed.name, "ok", found)
     return Check(needed.name, "failed", found, f"pip install -U '{needed}'")
 
-# %% ../../nbs/7_commands/installation.ipynb #ce45eb50
+# %% ../../nbs/7_commands/installation.ipynb #bc6c2161
 def check_torchvision() -> Check:
     "torchvision next to this torch"
     try:
@@ -119,7 +119,7 @@ def check_torchvision() -> Check:
     remedy = f"reinstall it with torch {torch.__version__}: {command}"
     return tried("torchvision", import_it, remedy)
 
-# %% ../../nbs/7_commands/installation.ipynb #3c0efe26
+# %% ../../nbs/7_commands/installation.ipynb #eb74e5f1
 def check_place(device: str = "", dtype: str = "") -> Check:
     "The device: a GPU with bfloat16, or the CPU"
     from vggflow.worlds import checks
@@ -139,7 +139,7 @@ def check_place(device: str = "", dtype: str = "") -> Check:
     remedy = "--dtype float32, or a GPU of the Ampere generation or newer"
     return Check("device", "failed", found, remedy)
 
-# %% ../../nbs/7_commands/installation.ipynb #0706b7a3
+# %% ../../nbs/7_commands/installation.ipynb #c2f381f9
 def plural(n: int, what: str, ending: str = "s") -> str:
     "E.g. '2 GPUs'"
     return f"{n} {what}{'' if n == 1 else ending}"
@@ -162,7 +162,7 @@ def check_launch(batch_size: int = 0) -> Check:
         return Check("launch", "warning", found, f"to use all: {command}")
     return Check("launch", "ok", found)
 
-# %% ../../nbs/7_commands/installation.ipynb #9d52ab04
+# %% ../../nbs/7_commands/installation.ipynb #87c19ede
 @functools.lru_cache
 def hub_silence(session, endpoint) -> str:
     "Why the hub does not answer; empty where it does. Asked once"
@@ -172,7 +172,7 @@ def hub_silence(session, endpoint) -> str:
     except Exception as e:
         return type(e).__name__
 
-
+# %% ../../nbs/7_commands/installation.ipynb #e83c29f5
 AWAY = (
     "give local folders as --model and --reward NAME@FOLDER, "
     "or download on a machine that reaches it (hf download)"
@@ -182,7 +182,7 @@ GATED = (
     "accept its licence on its page, then `hf auth login`"
 )
 
-
+# %% ../../nbs/7_commands/installation.ipynb #7b3b9a5c
 def check_hub(
     needed: bool,  # Whether a model is to be fetched
 ) -> Check:

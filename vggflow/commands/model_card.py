@@ -48,7 +48,7 @@ CORRECTION = (
     "Sampling does not need it."
 )
 
-
+# %% ../../nbs/7_commands/model_card.ipynb #051ae45a
 def card_sections(flow, base: str, known: dict = None, correction: bool = False) -> dict:
     "Heading -> text"
     return {
@@ -71,7 +71,7 @@ def origin(known: dict = None) -> str:
     update = known["update"]
     return f" It was finetuned towards the reward `{reward}` by {name}, {update} updates."
 
-# %% ../../nbs/7_commands/model_card.ipynb #db8be4bd
+# %% ../../nbs/7_commands/model_card.ipynb #2d69726b
 def base_name(
     flow,  # The flow
 ) -> str:  # A hub id, or the name of a local folder without its path
@@ -90,7 +90,7 @@ def drawn_by(flow, known: dict = None) -> dict:
     adapter = {k: now[k] for k in ("lora_rank", "lora_alpha", "lora_targets")}
     return {**usual, **({**adapter, **noted} if noted else now)}
 
-# %% ../../nbs/7_commands/model_card.ipynb #a51eb849
+# %% ../../nbs/7_commands/model_card.ipynb #0e66c454
 DIFFUSERS = """```python
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -117,7 +117,7 @@ The run sampled on the time grid `time_grid({steps}, {shift:g})`. The same in di
 `sigmas=(1-time_grid({steps}, {shift:g})[:-1]).tolist()` in place of \
 `num_inference_steps`."""
 
-# %% ../../nbs/7_commands/model_card.ipynb #cfeba443
+# %% ../../nbs/7_commands/model_card.ipynb #71bd442c
 def section_use(flow, base: str, known: dict = None) -> str:
     "How to load the adapter, in diffusers and here"
     config = (known or {}).get("record", {}).get("config", {})
@@ -137,7 +137,7 @@ def section_use(flow, base: str, known: dict = None) -> str:
     grid = "" if shift is None else GRID.format(steps=steps, shift=shift)
     return f"{DIFFUSERS.format(**stock)}\n\n{ours}{grid}"
 
-# %% ../../nbs/7_commands/model_card.ipynb #bdb9f0db
+# %% ../../nbs/7_commands/model_card.ipynb #e2180a2a
 def as_cell(value) -> str:
     "A setting as one cell of a Markdown table"
     if isinstance(value, (list, tuple)):
@@ -152,7 +152,7 @@ def settings_table(settings: dict) -> str:
     rows = [f"| {k} | {as_cell(v)} |" for k, v in shown.items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
-
+# %% ../../nbs/7_commands/model_card.ipynb #6349ce32
 def section_training(flow, known: dict = None) -> str:
     "The settings of the run, and the failure signs that it noted"
     record = (known or {}).get("record", {})
@@ -169,7 +169,7 @@ def section_training(flow, known: dict = None) -> str:
     noted = f"\n\nFailure signs noted on the way:{signs}" if signs else ""
     return settings_table(settings) + noted
 
-# %% ../../nbs/7_commands/model_card.ipynb #6c6169a5
+# %% ../../nbs/7_commands/model_card.ipynb #dc39c874
 CAUTION = (
     "These are the run's own evaluations, on its own prompts and noise; the reward in "
     "them is the one that it was trained on.{late} A higher reward says that the reward "
@@ -195,7 +195,7 @@ def section_measured(known: dict) -> str:
         late = f" These weights are of update {update}, which was not evaluated itself."
     return "\n".join([*head, *lines]) + "\n\n" + CAUTION.format(late=late)
 
-# %% ../../nbs/7_commands/model_card.ipynb #1eec3ac3
+# %% ../../nbs/7_commands/model_card.ipynb #b4e50210
 def section_versions(known: dict = None) -> str:
     "What wrote the files, and what the model was trained with"
     found = versions(PACKAGES)

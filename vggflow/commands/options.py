@@ -137,7 +137,17 @@ def parameters_of(node: ast.AST) -> list:  # (name, annotation, default node, it
         for arg, default, how in rows
     ]
 
-# %% ../../nbs/7_commands/options.ipynb #2202506c
+# %% ../../nbs/7_commands/options.ipynb #8df8a6b8
+def positional(node: ast.AST) -> list:
+    "Names that are given without their name: those without a default, or before a star"
+    if isinstance(node, ast.ClassDef):
+        return []
+    a = node.args
+    plain = [arg.arg for arg in (*a.posonlyargs, *a.args)]
+    before = plain if a.kwonlyargs else plain[: len(plain) - len(a.defaults)]
+    return before + ([a.vararg.arg] if a.vararg else [])
+
+# %% ../../nbs/7_commands/options.ipynb #4a4cd469
 @cache
 def declared(
     where: str,  # E.g. 'commands.run:run'; raises ValueError where there is none
@@ -164,7 +174,7 @@ def declared(
         )
     return found
 
-# %% ../../nbs/7_commands/options.ipynb #d4cbfe27
+# %% ../../nbs/7_commands/options.ipynb #740c77e6
 def gathered(
     homes: tuple,  # Texts as for `declared`, the nearest first
     leave: tuple = (),  # Names that are no options
@@ -185,7 +195,7 @@ def docstring(where: str) -> str:
     "The first line of a definition's docstring"
     return (ast.get_docstring(definition(where)) or "").split("\n")[0]
 
-# %% ../../nbs/7_commands/options.ipynb #51da3fbf
+# %% ../../nbs/7_commands/options.ipynb #ac05404c
 WORDS = dict(true=True, yes=True, false=False, no=False, none=None, null=None)
 
 
@@ -205,7 +215,7 @@ def option_value(
     except ValueError:
         return name, value
 
-# %% ../../nbs/7_commands/options.ipynb #f4517512
+# %% ../../nbs/7_commands/options.ipynb #d771d4ee
 DTYPES = dict(bf16="bfloat16", fp16="float16", fp32="float32")
 
 

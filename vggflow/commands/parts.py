@@ -85,7 +85,7 @@ def check_weights(
 # %% ../../nbs/7_commands/parts.ipynb #9dfc3463
 NO_NETWORK = ("tokenizer", "scheduler", "feature", "image_enc")
 
-
+# %% ../../nbs/7_commands/parts.ipynb #50fba7fb
 def look_at_model(
     model,  # Folder or hub id
     **hub,  # revision, token, local_files_only
@@ -116,7 +116,7 @@ def look_at_model(
             )
     return dict(index=index, nets=nets, configs=configs)
 
-# %% ../../nbs/7_commands/parts.ipynb #0b33fb93
+# %% ../../nbs/7_commands/parts.ipynb #57e5c2ce
 def adapter_file(folder) -> Path:
     "The weights of an adapter's folder"
     folder = Path(folder)
@@ -145,7 +145,7 @@ def check_adapter_shapes(
     rank, alpha = settings["lora_rank"], settings["lora_alpha"]
     return f"rank {rank}, alpha {alpha:g}, fits the transformer"
 
-# %% ../../nbs/7_commands/parts.ipynb #6fe603e0
+# %% ../../nbs/7_commands/parts.ipynb #364f59f5
 def check_one_shape(folder, key: str, shape, layers: dict):
     "Raise a one-line ValueError where a weight of an adapter fits no layer"
     name, _, which = key.removeprefix("transformer.").rpartition(".lora_")
