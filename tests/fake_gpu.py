@@ -68,14 +68,11 @@ from vggflow.judging import clip_rewards  # noqa: E402
 from vggflow.judging.evaluation import draw  # noqa: E402
 from vggflow.judging.features import EfficientNetFeatures  # noqa: E402
 from vggflow.judging.image_reward import ImageReward  # noqa: E402
-from vggflow.methods.methods import (  # noqa: E402
-    AdjointMatching,
-    DRaFT,
-    ReFL,
-    VGGFlow,
-    VGGFlowPMP,
-)
-from vggflow.training.loop import FinetuneConfig, finetune  # noqa: E402
+from vggflow.methods.costate import AdjointMatching, VGGFlowPMP  # noqa: E402
+from vggflow.methods.direct import DRaFT, ReFL  # noqa: E402
+from vggflow.methods.value_gradient import VGGFlow  # noqa: E402
+from vggflow.training.config import FinetuneConfig  # noqa: E402
+from vggflow.training.loop import finetune  # noqa: E402
 from vggflow.worlds.emoji_networks import load_clip  # noqa: E402
 from vggflow.worlds.emoji_rewards import load_reward  # noqa: E402
 from vggflow.worlds.sd3 import SD3Flow  # noqa: E402

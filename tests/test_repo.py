@@ -258,9 +258,9 @@ def test_emoji_world_is_small():
 
 def test_experiments_file_is_whole():
     from vggflow.experiments.cards import (
-        cards,
         experiment_names,
         has_profile,
+        read_cards,
         read_experiments,
     )
 
@@ -269,9 +269,9 @@ def test_experiments_file_is_whole():
         for profile in experiments["profiles"]:
             if not has_profile(experiments[name], profile):
                 continue
-            found = [card.id for card in cards(name, profile, experiments)]
+            found = [card.id for card in read_cards(name, profile, experiments)]
             assert found and len(set(found)) == len(found)
-    paper = cards("aesthetic", "paper", experiments)
+    paper = read_cards("aesthetic", "paper", experiments)
     assert {card.parameters["seed"] for card in paper} == {0, 1, 2}
     assert {card.parameters["updates"] for card in paper} == {400}
 

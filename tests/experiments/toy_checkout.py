@@ -77,7 +77,10 @@ pause = 0.01
 study = true
 like = "toy"
 folder = "toy"
-figures = {figsweep = {template = "toyfig", width = 3}, fig07 = {template = "both", needs = ["toy", "sweep"]}}
+[sweep.figures]
+figsweep = {template = "toyfig", width = 3}
+fig07 = {template = "both", needs = ["toy", "sweep"]}
+
 series = [{method = "VGG-Flow", lr = 1}, {method = "VGG-Flow", lr = 2}]
 [toy.paper]
 updates = 30

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_sd3 import make_tiny_sd3
 from toys import brightness
 
+from vggflow.commands.run import run
 from vggflow.common.files import read_rows
 from vggflow.judging.evaluation import draw
 from vggflow.judging.image_sets import (
@@ -18,7 +19,6 @@ from vggflow.judging.image_sets import (
     read_images,
     saved_images,
 )
-from vggflow.train import run
 from vggflow.worlds.emoji_data import asset
 from vggflow.worlds.emoji_networks import load_clip
 from vggflow.worlds.emoji_rewards import true_utility

@@ -181,7 +181,6 @@ def test_every_random_choice_comes_from_the_samples(name):
 @pytest.mark.parametrize("name", ["VGG-Flow-PMP", "AM", "DRaFT"])
 def test_resumes_to_the_last_bit(tmp_path, name):
     from vggflow.training.config import FinetuneConfig
-
     from vggflow.training.loop import finetune
 
     def run(out, updates):

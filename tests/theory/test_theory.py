@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import jvp
 
-from vggflow.methods.methods import VGGFlow
+from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.adjoint import memoryless_costates, memoryless_sample, pullback
 from vggflow.theory.control import control_cost, gap_closed, riccati
 from vggflow.theory.flow import (
@@ -26,7 +26,8 @@ from vggflow.theory.losses import (
     trajectory_target,
 )
 from vggflow.theory.value import ValueGradient
-from vggflow.training.loop import FinetuneConfig, finetune
+from vggflow.training.config import FinetuneConfig
+from vggflow.training.loop import finetune
 
 A = torch.tensor([1.0, 0.5])
 CONFIG = FinetuneConfig(

@@ -212,6 +212,7 @@ def test_accelerate_launch_runs_a_card(tmp_path):
     """The guide's command, started by accelerate itself, on a pipeline from disk with all
     its text encoders and with guidance"""
     from tiny_sd3 import make_tiny_sd3
+
     from vggflow.commands.run import run
 
     card = dict(

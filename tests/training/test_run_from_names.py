@@ -59,9 +59,8 @@ def test_a_card_with_a_model_is_of_stable_diffusion_3(here, monkeypatch):
 
 def test_a_command_follows_what_may_change_and_another_run_is_told_early(here, monkeypatch):
     "Before the model is loaded"
-    from vggflow.commands.run import run
-
     from vggflow import train
+    from vggflow.commands.run import run
     from vggflow.worlds.sd3 import SD3Flow
 
     assert train.main(["card.json"]) == 0

@@ -18,8 +18,11 @@ from tiny_flows import (
 from tiny_sd3 import make_tiny_taesd
 
 from vggflow.commands.export import export_lora, load_correction
-from vggflow.methods.methods import AdjointMatching, DRaFT, ReFL, VGGFlow, VGGFlowPMP
-from vggflow.training.loop import FinetuneConfig, finetune
+from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
+from vggflow.methods.direct import DRaFT, ReFL
+from vggflow.methods.value_gradient import VGGFlow
+from vggflow.training.config import FinetuneConfig
+from vggflow.training.loop import finetune
 from vggflow.worlds.emoji import load_emoji
 from vggflow.worlds.emoji_rewards import load_reward
 from vggflow.worlds.lora import lora_settings

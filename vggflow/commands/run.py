@@ -10,7 +10,6 @@ __all__ = ['LOOP', 'LOOKS', 'run', 'taken', 'Looks', 'method_of', 'Planned', 'Ru
 # %% ../../nbs/7_commands/run.ipynb #2a55abdc
 import inspect
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -34,8 +33,9 @@ LOOP = tuple(f.name for f in fields(FinetuneConfig))
 # %% ../../nbs/7_commands/run.ipynb #c101decb
 def run(
     world: str = "",  # gaussian, mixture, emoji, sd3 or my.py:World; follows from model
-    reward: str = "",  # Name, name@FOLDER, file.py:function, or a sum 'aesthetic=1,clip=0.5'
+    reward: str = "",  # Name, name@FOLDER, file.py:function, or 'aesthetic=1,clip=0.5'
     method: str = "VGG-Flow",  # VGG-Flow, VGG-Flow-PMP, AM, ReFL, DRaFT or my.py:Mine
+    model: str = "",  # Folder or hub id of a pipeline, or my.py:make_flow; none: emoji
     beta: float = 0.0,  # 1/lambda, where the method has one; 0: the method's own
     options: dict = None,  # Further options of the method
     updates: int = 20,  # Optimiser steps
@@ -44,18 +44,21 @@ def run(
     eval_every: int = 10,  # Updates between evaluations; 0: none
     out: str = None,  # Run directory; called again on it, the run goes on
     resume: bool = True,  # Go on from the last checkpoint there
-    stop_on: list = ("non-finite",),  # Signs that end it: hacking divergence collapse non-finite
+    stop_on: list = (
+        "non-finite",
+    ),  # hacking, divergence, collapse, non-finite: end the run
     progress: bool = True,  # A progress bar
     built=None,  # Flow, reward and prompts made before
     **more,  # Other fields of `FinetuneConfig` and `Looks`; options of the world's model
 ):  # History, with .rows, .evals, .flags and .stopped
     "Finetune one model, from names and numbers"
-    place = get_world(world, more.get("model", ""))
+    place = get_world(world, model)
     numbers = dict(updates=updates, lr=lr, save_every=save_every, eval_every=eval_every)
     config = FinetuneConfig(**numbers, **taken(more, LOOP))
     looks = Looks(**taken(more, LOOKS))
+    own = {**more, **(dict(model=model) if model else {})}
     method = method_of(place, method, beta, options)
-    plan = Plan(place, reward, method, config, looks, stop_names(stop_on), out, more)
+    plan = RunPlan(place, reward, method, config, looks, stop_names(stop_on), out, own)
     return plan.train(built, resume, progress)
 
 # %% ../../nbs/7_commands/run.ipynb #9608882b
@@ -72,8 +75,8 @@ class Looks:
     "How a run is looked at while it trains"
 
     eval_prompts: int = 0  # Prompts of an evaluation, evenly spaced; 0: all
-    images_per_prompt: int = 16  # Of an evaluation
-    perceptual: str = "efficientnet"  # Features of diversity: efficientnet, dreamsim or none
+    images_per_prompt: Count = 16  # Of an evaluation
+    perceptual: str = "efficientnet"  # Features of diversity; or dreamsim, none
     clip: str = ""  # Folder or hub id of a CLIP for diversity and alignment, or none
 
 
@@ -86,7 +89,7 @@ def method_of(
     beta: float = 0.0,  # 1/lambda, where the method has one; 0 takes its default
     options: dict = None,  # Further options
 ):  # A Method; raises a one-line ValueError for a wrong name or option
-    "The method of a run, with the options that it takes in such a world unless told otherwise"
+    "The method of a run, with the options that it usually takes in such a world"
     cls = get_method(method)
     options = dict(options or {})
     if beta and "beta" in inspect.signature(cls.__init__).parameters:
@@ -125,7 +128,8 @@ class Planned:
         config = {k: v for k, v in asdict(self.config).items() if (k, v) != ("shift", None)}
         method = dict(name=type(self.method).__name__, **self.method.hyper)
         given = {} if built else self.options
-        flow = {k: given[k] for k in ("guidance_scale", "lora_rank") if given.get(k) is not None}
+        names = ("guidance_scale", "lora_rank")
+        flow = {k: given[k] for k in names if given.get(k) is not None}
         if given.get("model"):
             flow["model"] = Path(str(given["model"])).name
         known = dict(config=config, method=method, about=about, flow=flow)
@@ -201,7 +205,7 @@ def check_settings(
 
 # %% ../../nbs/7_commands/run.ipynb #24f5f8c7
 def watches_of(
-    plan: Plan,
+    plan: RunPlan,
     made,  # Flow, reward and prompts
 ) -> dict:  # `evaluate` and `samples` of `finetune`, where they are wanted
     "The evaluator and the sheets of samples; processes draw together, the first one judges"
@@ -218,7 +222,7 @@ def watches_of(
             beta=getattr(plan.method, "beta", 1.0),
             prompts=made.prompts and evenly(made.prompts, plan.looks.eval_prompts),
             sheets=folder and folder / "samples",
-            batch_size=at_once if plan.world.large else 0,
+            forward_batch=config.forward_batch,
             **looks,
             **sampler,
         )
@@ -235,7 +239,8 @@ def sheets_of(plan: RunPlan, made, folder, **sampler):
             "it needs a model with prompts"
         )
     sheets = folder and folder / "sheets"
-    return Evaluator(made.flow, made.reward, evenly(made.prompts, 8), 4, sheets=sheets, **sampler)
+    shown = evenly(made.prompts, 8)
+    return Evaluator(made.flow, made.reward, shown, 4, sheets=sheets, **sampler)
 
 # %% ../../nbs/7_commands/run.ipynb #ef891cce
 def parameter_names() -> set:
@@ -297,9 +302,9 @@ def full_path(path):
 
 def full_prompts(prompts):
     "A file of prompts from the root; a set or a list as it is"
-    from vggflow.judging.prompts import PROMPT_SETS, _own_sets
+    from vggflow.judging.prompts import OWN_SETS, PROMPT_SETS
 
-    if not isinstance(prompts, str) or prompts in {*PROMPT_SETS, *_own_sets}:
+    if not isinstance(prompts, str) or prompts in {*PROMPT_SETS, *OWN_SETS}:
         return prompts
     file, _, column = prompts.rpartition(":")
     if os.path.isfile(file) and not os.path.exists(prompts):
@@ -344,7 +349,9 @@ def print_end(history):
     if os.environ.get("RANK", "0") != "0":
         return
     if history.evals:
-        numbers = {k: v for k, v in history.evals[-1].items() if isinstance(v, (int, float))}
+        numbers = {
+            k: v for k, v in history.evals[-1].items() if isinstance(v, (int, float))
+        }
         print(", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
     if history.stopped:
         stopped = history.stopped
