@@ -61,11 +61,13 @@ class DeviceModule:
 
 _setup_privateuseone_for_python_backend("gpu", backend_module=DeviceModule)
 
-import test_rewards  # noqa: E402
+import tiny_rewards  # noqa: E402
 from tiny_sd3 import make_tiny_sd3  # noqa: E402
 
-from vggflow.judging import metrics, rewards  # noqa: E402
+from vggflow.judging import clip_rewards  # noqa: E402
 from vggflow.judging.evaluation import draw  # noqa: E402
+from vggflow.judging.features import EfficientNetFeatures  # noqa: E402
+from vggflow.judging.image_reward import ImageReward  # noqa: E402
 from vggflow.methods.methods import (  # noqa: E402
     AdjointMatching,
     DRaFT,
@@ -239,21 +241,14 @@ def scored(mode, module, *more):
         y.sum().backward()
 
 
-class Folders:
-    "Stands in for pytest's factory of folders"
-
-    @staticmethod
-    def mktemp(name):
-        return Path(tempfile.mkdtemp(name))
-
-
 def rewards_by_name() -> dict:
     "Every reward through its loader"
-    fixtures = test_rewards.folder, test_rewards.blip
-    clip, blip = (fixture._get_wrapped_function()(Folders) for fixture in fixtures)
+    clip, blip = (Path(tempfile.mkdtemp()) for _ in range(2))
+    tiny_rewards.save_tiny_clip(clip)
+    tiny_rewards.save_tiny_blip(blip)
     names = ("PickScoreReward", "HPSv2Reward", "ClipReward")
-    found = {name: getattr(rewards, name).from_pretrained(clip) for name in names}
-    found["ImageReward"] = rewards.ImageReward.from_pretrained(blip)
+    found = {name: getattr(clip_rewards, name).from_pretrained(clip) for name in names}
+    found["ImageReward"] = ImageReward.from_pretrained(blip)
     for name in ("emoji-aesthetic", "emoji-hps", "emoji-pick"):
         found[name] = load_reward(name)
     return found
@@ -269,7 +264,7 @@ def judges(features) -> list:
 
 
 if __name__ == "__main__":
-    features = load_clip(), metrics.EfficientNetFeatures()
+    features = load_clip(), EfficientNetFeatures()
     prepare()
     with Fake():
         good = updates()

@@ -9,7 +9,7 @@ __all__ = ['prompts', 'heldout_prompts', 'load_emoji', 'ProbeReport', 'utility_r
 import numpy as np
 import torch
 
-from ..judging.evaluation import by_prompt, circular_variance, effective_number
+from ..judging.metrics import by_prompt, circular_variance, effective_number
 from ..judging.prompts import ANIMALS, all_captions, caption
 from .checks import choose_device, quietly
 from .emoji_data import asset

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ..judging.metrics import ClipFeatures
+from ..judging.features import ClipFeatures
 from ..judging.prompts import ANIMALS
 from .checks import quietly
 from .emoji_data import VENDORS, asset

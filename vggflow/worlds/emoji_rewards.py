@@ -13,15 +13,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from ..judging.clip_rewards import AestheticReward, HPSv2Reward, PickScoreReward
 from ..judging.prompts import ANIMALS, COLOURS, SIZES
-from vggflow.judging.rewards import (
-    AestheticReward,
-    HPSv2Reward,
-    PickScoreReward,
-    WeightedSum,
-    get_reward,
-    register_reward,
-)
+from ..judging.rewards import WeightedSum, get_reward, register_reward
 from .checks import quietly
 from .emoji_data import asset, colour_of
 from .emoji_networks import EmojiProbe, hue_of, load_probe

@@ -115,7 +115,7 @@ class ImageFeatures(World):
         device="cpu",  # Where they work
     ) -> dict:  # By name
         "Feature extractors for judging images"
-        from vggflow.judging.evaluation import extractors
+        from vggflow.judging.features import extractors
 
         clip = self.clip if clip is None else clip
         return extractors(perceptual or self.perceptual, clip or "none", device)
