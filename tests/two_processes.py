@@ -15,13 +15,13 @@ import torch
 from short_runs import EVERY_METHOD, gaussian_run, outcome, smooth, wave
 from tiny_sd3 import make_tiny_sd3
 from torch.distributed.tensor import DTensor
-from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
-from vggflow.methods.direct import DRaFT, ReFL
-from vggflow.methods.value_gradient import VGGFlow
 
 from vggflow import cli, train
 from vggflow.judging.evaluation import Evaluator, draw
+from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
+from vggflow.methods.direct import DRaFT, ReFL
 from vggflow.methods.method import Samples
+from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune
@@ -357,6 +357,11 @@ def forked(fn, folder, **environment) -> int:
 
 
 def main(folder) -> int:
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()  # what goes wrong is to be seen
+    of_transformers.disable_progress_bar()
     torch.set_num_threads(1)
     make_tiny_sd3(folder / "tiny", t5=False)
     make_tiny_sd3(folder / "whole")

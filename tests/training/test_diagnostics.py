@@ -10,19 +10,19 @@ import shutil
 import pytest
 import torch
 from short_runs import equal_weights
-from vggflow.methods.direct import ReFL
-from vggflow.methods.value_gradient import VGGFlow
 
 from vggflow.common.data import project_root
 from vggflow.common.files import read_rows
+from vggflow.methods.direct import ReFL
+from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.diagnostics import (
     SIGNS,
     Thresholds,
     collapse,
+    consistency_divergence,
     diagnose,
-    divergence,
     hacking,
     non_finite,
     replay,
@@ -84,14 +84,14 @@ def test_divergence_fires_on_rising_losses(levels, seed):
 
 
 def test_methods_without_a_consistency_loss_never_diverge():
-    assert not divergence(rows_of(loss=[1e9] * 100))
+    assert not consistency_divergence(rows_of(loss=[1e9] * 100))
 
 
 def test_divergence_survives_gaps_and_nothing():
-    assert not divergence([])
-    assert not divergence([dict(update=1, consistency=None)] * 60)
+    assert not consistency_divergence([])
+    assert not consistency_divergence([dict(update=1, consistency=None)] * 60)
     gaps = [dict(consistency=None), dict(consistency=16.0)] * 20
-    assert divergence([dict(consistency=1.0)] * 10 + gaps)
+    assert consistency_divergence([dict(consistency=1.0)] * 10 + gaps)
 
 
 def test_collapse_by_spread_and_by_evaluations():
