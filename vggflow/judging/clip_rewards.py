@@ -39,7 +39,7 @@ def pinned_revision(
         return {}
     return dict(revision=revision or REVISIONS.get(str(path)))
 
-# %% ../../nbs/4_judging/clip_rewards.ipynb #da8883ff
+# %% ../../nbs/4_judging/clip_rewards.ipynb #6f8694f1
 def check_tokenizer(
     tokenizer,  # Of transformers
     vocabulary: int,  # Tokens that the model knows
@@ -53,7 +53,7 @@ def check_tokenizer(
         )
     return tokenizer
 
-
+# %% ../../nbs/4_judging/clip_rewards.ipynb #8f964e36
 def load_clip_model(
     path,  # Folder or hub id
     revision: str = None,  # Commit on the hub; default the pinned one, see `REVISIONS`
@@ -100,7 +100,7 @@ def prompt_tokens(
     )
     return tokens.to(device)
 
-# %% ../../nbs/4_judging/clip_rewards.ipynb #b895f881
+# %% ../../nbs/4_judging/clip_rewards.ipynb #5e0a85ff
 @register_reward("clip")
 class ClipReward(nn.Module):
     "Cosine of image and prompt"
@@ -200,7 +200,7 @@ def affine_head(
         layer.load_state_dict(dict(weight=state[name], bias=bias))
     return head
 
-# %% ../../nbs/4_judging/clip_rewards.ipynb #dc664a05
+# %% ../../nbs/4_judging/clip_rewards.ipynb #854f2d60
 @register_reward("aesthetic")
 class AestheticReward(nn.Module):
     "Affine function of the unit features of an image"
@@ -292,7 +292,7 @@ def clip_state(
             renamed[name] = weight.contiguous()
     return renamed
 
-# %% ../../nbs/4_judging/clip_rewards.ipynb #39920f6d
+# %% ../../nbs/4_judging/clip_rewards.ipynb #ae86e8dc
 def _clip_of_state(config, state):
     "A `CLIPModel` with given weights, and the name of one that is missing"
     from transformers import CLIPModel
@@ -306,7 +306,7 @@ def _clip_of_state(config, state):
         return None, "of these shapes"
     return clip, min(info["missing_keys"], default="")
 
-
+# %% ../../nbs/4_judging/clip_rewards.ipynb #709936cb
 def load_open_clip(
     path,  # Folder or hub id of the weights
     file: str,  # File with an open_clip checkpoint

@@ -40,22 +40,12 @@ def evaluate(
     reward = get_reward(reward) if isinstance(reward, str) else reward
     device = getattr(flow, "device", "cpu")
     features = {} if prompts is None else extractors(perceptual, clip, device)
-    evaluator = Evaluator(
-        flow,
-        reward,
-        prompts,
-        images_per_prompt,
-        steps=steps,
-        shift=shift,
-        batch_size=batch_size,
-        seed=seed,
-        features=features,
-        fid=fid_features(features),
-        cache=cache,
-    )
+    how = dict(steps=steps, shift=shift, batch_size=batch_size, seed=seed, cache=cache)
+    how |= dict(features=features, fid=fid_features(features))
+    evaluator = Evaluator(flow, reward, prompts, images_per_prompt, **how)
     return evaluator(flow)
 
-# %% ../../nbs/4_judging/evaluation.ipynb #b36e7af1
+# %% ../../nbs/4_judging/evaluation.ipynb #697e661f
 class OneProcess:
     "What `Processes` answer where there is only this one"
 
@@ -76,7 +66,7 @@ def _noise_batches(flow, cond, total, batch_size, seed):
         number = min(batch_size, total - first)
         yield flow.prior(number, prompts, generator=generator), prompts
 
-
+# %% ../../nbs/4_judging/evaluation.ipynb #61b007ef
 def _gather_batches(images, sizes, batch_size, processes) -> list:
     "Batches of all processes, in their order, on the first one; filled up on the way"
     if processes.number > 1:
@@ -116,14 +106,23 @@ def draw(
         images += _gather_batches(drawn, sizes, batch_size, processes)
     return torch.cat(images) if processes.rank == 0 else None, cond
 
-# %% ../../nbs/4_judging/evaluation.ipynb #226d269c
+# %% ../../nbs/4_judging/evaluation.ipynb #d7284f22
+def _mean_similarity(extract, images, cond) -> float:
+    "Mean cosine of images and their prompts"
+    cosines = [
+        extract.similarity(match_device(batch, extract), prompts).float().cpu()
+        for batch, prompts in _batches(images, cond)
+    ]
+    return float(torch.cat(cosines).mean())
+
+
 def _batches(images, cond, size=64):
     "Images and their prompts, at most `size` at once"
     for first in range(0, len(images), size):
         rows = slice(first, first + size)
         yield images[rows], None if cond is None else cond[rows]
 
-
+# %% ../../nbs/4_judging/evaluation.ipynb #a551766f
 class ImageJudge:
     "Numbers of images: reward, diversity, distance to a base set, alignment"
 
@@ -179,18 +178,14 @@ class ImageJudge:
                 found["fid"] = self.distance(features)
                 found["fid_base"] = self.distance(self.base["two"])
         if hasattr(extract, "similarity"):
-            cosines = [
-                extract.similarity(match_device(batch, extract), prompts).float().cpu()
-                for batch, prompts in _batches(images, cond)
-            ]
-            found["alignment"] = float(torch.cat(cosines).mean())
+            found["alignment"] = _mean_similarity(extract, images, cond)
         return found
 
     def distance(self, features) -> float:
         "Per-prompt Fréchet distance to the base model's images"
         return by_prompt(frechet_distance, self.n, features, self.base["one"])
 
-# %% ../../nbs/4_judging/evaluation.ipynb #9c07bfd4
+# %% ../../nbs/4_judging/evaluation.ipynb #1136f3a4
 class Evaluator(ImageJudge):
     "Reward, diversity and Fréchet distance of an image model, on fixed prompts and noise"
 
@@ -238,7 +233,7 @@ class Evaluator(ImageJudge):
         how = dict(batch_size=self.batch_size, processes=self.together, **self.how)
         return draw(flow, self.prompts, self.n, seed=seed, base=base, **how)
 
-# %% ../../nbs/4_judging/evaluation.ipynb #9224cb6a
+# %% ../../nbs/4_judging/evaluation.ipynb #0684bce8
 def _base_file(evaluator, flow, cache) -> Path:
     "Where the features of the base model are kept; None without a cache"
     how = evaluator.how
@@ -249,7 +244,7 @@ def _base_file(evaluator, flow, cache) -> Path:
     key = base_fingerprint(flow, evaluator.prompts, settings, evaluator.batch_size)
     return Path(cache) / f"base-{key}.safetensors" if cache else None
 
-
+# %% ../../nbs/4_judging/evaluation.ipynb #bd030f05
 def base_features(
     evaluator: Evaluator,  # Whose prompts, noise and extractor
     flow,  # A FlowModel
@@ -272,7 +267,7 @@ def base_features(
         _keep_features(file, sets)
     return sets
 
-
+# %% ../../nbs/4_judging/evaluation.ipynb #a3143791
 def _keep_features(file, sets):
     "Write features, or warn that the next run computes them again"
     try:

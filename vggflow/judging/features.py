@@ -95,7 +95,7 @@ def _load_clip(path, revision):
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     return clip.eval().requires_grad_(False), tokenizer
 
-# %% ../../nbs/4_judging/features.ipynb #bfbc899d
+# %% ../../nbs/4_judging/features.ipynb #7c4d96a6
 class ClipFeatures(nn.Module):
     "Unit image features of a CLIP, (B, d), differentiable in images; and of prompts"
 
@@ -225,7 +225,7 @@ def load_efficientnet(
     net = net.eval().requires_grad_(False)
     return _fold(net) if fold else net
 
-# %% ../../nbs/4_judging/features.ipynb #a12e6082
+# %% ../../nbs/4_judging/features.ipynb #31e76b8a
 _STEM_AND_HEAD = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1")]
 _BLOCK = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
 
@@ -244,7 +244,7 @@ def _fold_normalisation(block, conv, norm):
     )
     setattr(block, norm, nn.Identity())
 
-
+# %% ../../nbs/4_judging/features.ipynb #25ea676a
 def _fold(net):
     "Normalisation and even padding folded in, pixels last in memory: the same function"
     for block in net.modules():

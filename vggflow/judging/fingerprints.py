@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import vggflow
 from ..common.files import sha256
 
-# %% ../../nbs/4_judging/fingerprints.ipynb #14c1a537
+# %% ../../nbs/4_judging/fingerprints.ipynb #e794b535
 def _tensor_digest(tensor) -> bytes:
     "What names a tensor: all of a small one; of a large one bits and some entries"
     flat = tensor.detach().flatten()
@@ -39,7 +39,7 @@ def _source_sha256(x) -> str:
     ours = Path(vggflow.__file__).parent in file.parents  # versions say what these are
     return sha256(file) if file.is_file() and not installed and not ours else ""
 
-
+# %% ../../nbs/4_judging/fingerprints.ipynb #4bcb64e7
 def _plain_attributes(module) -> dict:
     "Numbers and texts among the attributes of a module and its parts"
     return {
@@ -51,7 +51,7 @@ def _plain_attributes(module) -> dict:
         for name, part in module.named_modules()
     }
 
-# %% ../../nbs/4_judging/fingerprints.ipynb #41be4bf1
+# %% ../../nbs/4_judging/fingerprints.ipynb #a7f40f34
 class ContentHash:
     "A checksum that grows by contents"
 

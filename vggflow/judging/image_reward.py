@@ -23,7 +23,7 @@ from vggflow.judging.clip_rewards import (
 from .pixels import clip_pixels
 from .rewards import register_reward
 
-# %% ../../nbs/4_judging/image_reward.ipynb #63e3e8d9
+# %% ../../nbs/4_judging/image_reward.ipynb #d8fbf94d
 @register_reward("imagereward")
 class ImageReward(nn.Module):
     "BLIP reads the prompt with the image in view; an affine head scores what it read"

@@ -67,10 +67,9 @@ def draw_images(
     processes=None,  # `Processes` that share the batches; all must call
 ):
     "Draw images into a folder, one file each; what is there is not drawn again"
-    check_distinct(prompts, folder)
     processes = processes or ONE_PROCESS
     folder, times = Path(folder), flow.times(steps, shift)
-    record = _drawing_record(flow, prompts, times, seed, base)
+    record = _drawing_record(flow, check_distinct(prompts, folder), times, seed, base)
     processes.share(lambda: _claim_folder(folder, record))
     jobs = [(p, i) for p in range(len(prompts)) for i in range(n)]
     batches = [jobs[k : k + batch_size] for k in range(0, len(jobs), batch_size)]
@@ -79,8 +78,7 @@ def draw_images(
     for batch in _show_progress(own, shown, f"drawing {folder.name}"):
         if all(is_image(image_file(folder, *job)) for job in batch):
             continue
-        images = draw_jobs(flow, prompts, batch, times, seed, base)
-        for job, image in zip(batch, images):
+        for job, image in zip(batch, draw_jobs(flow, prompts, batch, times, seed, base)):
             _write_png(image_file(folder, *job), image)
     processes.share(lambda: None)  # all images are there
 
@@ -115,7 +113,7 @@ def _claim_folder(folder, record):
             )
     write_json(file, record)
 
-# %% ../../nbs/4_judging/image_sets.ipynb #298b7ac0
+# %% ../../nbs/4_judging/image_sets.ipynb #79857a63
 def image_file(
     folder,  # Of a set of images
     prompt: int,  # Number of the prompt
@@ -137,7 +135,7 @@ def is_image(
         return False
     return True
 
-
+# %% ../../nbs/4_judging/image_sets.ipynb #4aebf6c5
 def _write_png(path, image):
     "Write (3, H, W) in [0, 1] whole or not at all; little compression, for speed"
     from PIL import Image
@@ -155,7 +153,7 @@ def _show_progress(parts, shown, what):
 
     return tqdm(parts, desc=what)
 
-# %% ../../nbs/4_judging/image_sets.ipynb #cacf0396
+# %% ../../nbs/4_judging/image_sets.ipynb #d29198f8
 def check_distinct(
     prompts,  # list[str]
     folder,  # For the message
@@ -181,7 +179,7 @@ def _saved_prompts(folder) -> list:
                 return said
     return []
 
-
+# %% ../../nbs/4_judging/image_sets.ipynb #14235eb8
 def _pictures(folder) -> list:
     "Files of images in a folder"
     endings = (".png", ".jpg", ".jpeg", ".webp")
@@ -213,7 +211,7 @@ def saved_images(
     files = {prompt: _pictures(d) for prompt, d in zip(prompts, subfolders)}
     return _first_images(files, n, folder)
 
-# %% ../../nbs/4_judging/image_sets.ipynb #b0517eb8
+# %% ../../nbs/4_judging/image_sets.ipynb #428b9ca0
 def _first_images(files, n, folder) -> dict:
     "The first `n` images of each prompt, or as many as all have"
     least = min(map(len, files.values()))
@@ -236,7 +234,7 @@ def _read_image(file):
             "remove it and draw it again, or copy it again"
         ) from None
 
-
+# %% ../../nbs/4_judging/image_sets.ipynb #57051bc5
 def read_images(
     files,  # Files of images of one prompt
 ) -> Tensor:  # (n, 3, H, W) in [0, 1]; raises `ValueError` where sizes differ
@@ -248,7 +246,7 @@ def read_images(
         )
     return torch.stack(images).float() / 255
 
-# %% ../../nbs/4_judging/image_sets.ipynb #5b3741ae
+# %% ../../nbs/4_judging/image_sets.ipynb #24453c01
 @torch.no_grad()
 def score_prompt(
     images: Tensor,  # (n, 3, H, W) in [0, 1]
@@ -273,7 +271,7 @@ def score_prompt(
             scores["alignment"] = (found * text).sum(1)
     return {name: values.contiguous() for name, values in scores.items()}
 
-
+# %% ../../nbs/4_judging/image_sets.ipynb #40810c3a
 def _stored_key(file) -> str:
     "The checksum under which scores were kept; empty where there are none"
     from safetensors import safe_open
@@ -314,13 +312,13 @@ def _save_scores(file, scores, key):
     metadata = dict(key=key)
     write_whole(file, lambda unfinished: save_file(scores, unfinished, metadata=metadata))
 
-# %% ../../nbs/4_judging/image_sets.ipynb #348a3d18
+# %% ../../nbs/4_judging/image_sets.ipynb #0bf54477
 def _mean_over_prompts(statistic, name, *sets) -> float:
     "Average a statistic of one score, prompt by prompt"
     values = [statistic(*[scores[name] for scores in of]) for of in zip(*sets)]
     return float(np.mean(values))
 
-
+# %% ../../nbs/4_judging/image_sets.ipynb #9e86b843
 def set_numbers(
     scores: list,  # One dict for each prompt, as from `score_images`
     base: list = None,  # The same of the base model
@@ -346,7 +344,7 @@ def set_numbers(
             found["fid_base"] = _mean_over_prompts(frechet_distance, name, floor, base)
     return found
 
-# %% ../../nbs/4_judging/image_sets.ipynb #ad5a09f8
+# %% ../../nbs/4_judging/image_sets.ipynb #df2265f3
 def _check_prompts(name, files, first, expected):
     "Raise `ValueError` where two sets have other prompts"
     if len(files) != len(expected):
@@ -373,7 +371,7 @@ def _image_size(file) -> tuple:
             f"{file} is no image: remove it and draw it again, or copy it again"
         ) from None
 
-
+# %% ../../nbs/4_judging/image_sets.ipynb #44cd3b59
 def _check_sizes(sets):
     "Raise `ValueError` where images have different sizes"
     size = None
@@ -426,22 +424,12 @@ def evaluate_sets(
         name: score_images(out / "scores" / name, files, *how)
         for name, files in sets.items()
     }
-    prompts = list(next(iter(sets.values())))
-    record = dict(
-        sets=_numbers_of_sets(scores, fid),
-        prompts=[
-            dict(prompt=prompt, **_numbers_of_sets(scores, fid, slice(i, i + 1)))
-            for i, prompt in enumerate(prompts)
-        ],
-        fid_features=fid,
-        images={name: sum(map(len, files.values())) for name, files in sets.items()},
-        **(about or {}),
-    )
+    record = _numbers_record(sets, scores, fid) | (about or {})
     write_json(out / "evaluation.json", record)
     save_image(out / "sheet.png", compare_sheet(_shown_sets(sets)))
     return record
 
-# %% ../../nbs/4_judging/image_sets.ipynb #b1b02d85
+# %% ../../nbs/4_judging/image_sets.ipynb #3123af23
 def _numbers_of_sets(scores, fid, rows=slice(None)) -> dict:
     "Numbers of each set, over some of the prompts; the floor has none of its own"
     scores = {name: of[rows] for name, of in scores.items()}
@@ -452,6 +440,20 @@ def _numbers_of_sets(scores, fid, rows=slice(None)) -> dict:
     }
 
 
+def _numbers_record(sets, scores, fid) -> dict:
+    "Numbers over all prompts and of each, and what they are made of"
+    prompts = list(next(iter(sets.values())))
+    return dict(
+        sets=_numbers_of_sets(scores, fid),
+        prompts=[
+            dict(prompt=prompt, **_numbers_of_sets(scores, fid, slice(i, i + 1)))
+            for i, prompt in enumerate(prompts)
+        ],
+        fid_features=fid,
+        images={name: sum(map(len, files.values())) for name, files in sets.items()},
+    )
+
+# %% ../../nbs/4_judging/image_sets.ipynb #e5cb0d07
 def _shown_sets(sets) -> dict:
     "Sets in the order of a sheet: the base model's first, its second set not at all"
     names = ["base", *sets] if "base" in sets else list(sets)

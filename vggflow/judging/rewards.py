@@ -221,7 +221,7 @@ def _check_scores(rewards, what, images):
             f"{what} returned {rewards.tolist()}: it must be finite on images in [0,1]"
         )
 
-# %% ../../nbs/4_judging/rewards.ipynb #8624a48b
+# %% ../../nbs/4_judging/rewards.ipynb #338d1396
 def _image_gradient(rewards, what, images):
     "Gradient of rewards in the images; raises `ValueError` where there is none"
     gradient = None
@@ -239,7 +239,7 @@ def _image_gradient(rewards, what, images):
         )
     return gradient
 
-
+# %% ../../nbs/4_judging/rewards.ipynb #06ef41f7
 def _try_reward(reward, what, images, prompts):
     "Rewards of `images` and their gradient"
     try:
