@@ -121,7 +121,7 @@ def test_runs_are_compared_at_rewards_that_they_reached():
     places = [[cell.strip() for cell in line.split("|")[1:3]] for line in lines]
     # VGG-Flow does not get to 3
     assert places == [
-        [" 1 ", " VGG-Flow "],
-        [" 1 ", " VGG-Flow-PMP "],
-        [" 3 ", " VGG-Flow-PMP "],
+        ["1", "VGG-Flow"],
+        ["1", "VGG-Flow-PMP"],
+        ["3", "VGG-Flow-PMP"],
     ]

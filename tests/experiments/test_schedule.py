@@ -42,10 +42,10 @@ def test_figures_from_nothing_then_nothing_to_do(checkout):
     table = checkout / "data/results/toy-smoke.csv"
     ends = [(row["method"], float(row["reward"])) for row in read_table(table)]
     assert ends == [
-        ("VGG-Flow", "0.0"),
-        ("VGG-Flow", "3.0"),
-        ("ReFL", "0.0"),
-        ("ReFL", "1.5"),
+        ("VGG-Flow", 0.0),
+        ("VGG-Flow", 3.0),
+        ("ReFL", 0.0),
+        ("ReFL", 1.5),
     ]
     record = json.loads((figures / "figtoy.json").read_text())
     assert record["profile"] == "smoke"

@@ -75,7 +75,7 @@ def _inherit(name, experiments):
     taken = {key: value for key, value in model.items() if key not in _OWN}
     return _overlay(taken, {key: value for key, value in mine.items() if key != "like"})
 
-# %% ../../nbs/6_experiments/cards.ipynb #cbb6453a
+# %% ../../nbs/6_experiments/cards.ipynb #10a50c01
 def template_path(
     template: str,  # Name of a template, without folder and ending
 ) -> Path:  # Raises ValueError for an unknown name
@@ -99,7 +99,7 @@ def template_parameters(
         "give one cell the tag 'parameters' (nbdev-clean must keep it)"
     )
 
-
+# %% ../../nbs/6_experiments/cards.ipynb #61a17b97
 def _declarations(source):
     "Name, type, default and comment of every assignment"
     lines = [line.encode() for line in source.splitlines()]
@@ -139,7 +139,7 @@ def check_parameters(
         checked[name] = float(value) if kind == "float" else value
     return checked
 
-# %% ../../nbs/6_experiments/cards.ipynb #724a38a8
+# %% ../../nbs/6_experiments/cards.ipynb #c97cdfa4
 PLACES = ("out", "progress")  # parameters without influence on results
 # parameters that a template got later, with the value that runs had before
 _LATER = dict(perceptual="efficientnet", clip="", more={})
@@ -159,7 +159,7 @@ def _named_files(parameters):
     found = {file: project_root() / file for file in files}
     return {file: sha256(path) for file, path in found.items() if path.is_file()}
 
-
+# %% ../../nbs/6_experiments/cards.ipynb #535d166d
 def card_id(
     template: str,  # Name of the template
     parameters: dict,  # All its parameters
@@ -177,7 +177,7 @@ def card_id(
     seed = f"-s{counted['seed']}" if "seed" in counted else ""
     return f"{prefix}{seed}-{digest}"
 
-# %% ../../nbs/6_experiments/cards.ipynb #f805ffc1
+# %% ../../nbs/6_experiments/cards.ipynb #49ebb16d
 @dataclass(frozen=True)
 class Card:
     "All parameters of one run"
@@ -219,7 +219,7 @@ class Card:
             write_text(file, json.dumps(content, indent=1))
         return file
 
-
+# %% ../../nbs/6_experiments/cards.ipynb #0f8f74f4
 def load_card(
     path,  # A card.json
 ) -> Card:  # Raises ValueError if the file is not a card
@@ -231,7 +231,7 @@ def load_card(
             f"{path} is not a run card ({e}); delete it and call make figures again"
         ) from None
 
-# %% ../../nbs/6_experiments/cards.ipynb #ca197c82
+# %% ../../nbs/6_experiments/cards.ipynb #b708f411
 def has_profile(
     experiment: dict,  # A table of the file
     profile: str,  # Name of a profile
@@ -262,7 +262,7 @@ def read_cards(
         cards.append(Card(folder, template, kept))
     return cards
 
-
+# %% ../../nbs/6_experiments/cards.ipynb #8382830b
 def _combinations(table, profile):
     "What the file says of each run: series by series, every combination of the grid"
     grid = {**table.get("grid", {}), **profile.get("grid", {})}

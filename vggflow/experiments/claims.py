@@ -21,7 +21,7 @@ from .fronts import t_interval
 from .results import read_results
 from .tables import table_path
 
-# %% ../../nbs/6_experiments/claims.ipynb #b46239cc
+# %% ../../nbs/6_experiments/claims.ipynb #4136e0ad
 REPRODUCED = "reproduced in the emoji world"
 CONTRARY = "not reproduced"
 UNDECIDED = "undecided"
@@ -45,7 +45,7 @@ class Claim:
     high: float = np.inf  # …and below this
     why: str = ""  # Why it cannot be tested, or a remark
 
-
+# %% ../../nbs/6_experiments/claims.ipynb #fb5522c8
 def judge(
     values,  # One number for each seed
     low: float = 0.0,  # The rule: above this…
@@ -62,7 +62,7 @@ def judge(
         return dict(interval, verdict=CONTRARY, reason="")
     return dict(interval, verdict=UNDECIDED, reason="the interval holds both")
 
-# %% ../../nbs/6_experiments/claims.ipynb #6b730122
+# %% ../../nbs/6_experiments/claims.ipynb #4943ff85
 def best_profile(
     experiment: str,  # Name in experiments.toml
 ) -> str:  # None without a table
@@ -70,7 +70,7 @@ def best_profile(
     there = [name for name in ("paper", "quick") if table_path(experiment, name).exists()]
     return there[0] if there else None
 
-
+# %% ../../nbs/6_experiments/claims.ipynb #62dc1250
 def judge_claim(
     claim: Claim,
     tables: dict,  # experiment -> Results; filled where it is empty
@@ -98,7 +98,7 @@ def judge_claim(
     made["values"] = [float(value) for value in values]
     return row | made | judge(values, claim.low, claim.high)
 
-
+# %% ../../nbs/6_experiments/claims.ipynb #1f0a1232
 def judge_claims(
     claims: list = None,  # The paper's by default
 ) -> list:  # One row for each claim
@@ -108,7 +108,7 @@ def judge_claims(
     tables = {}
     return [judge_claim(claim, tables) for claim in claims]
 
-# %% ../../nbs/6_experiments/claims.ipynb #6e4bbbee
+# %% ../../nbs/6_experiments/claims.ipynb #2efa023f
 def claims_table(
     rows: list,  # From `judge_claims`
 ) -> str:  # Markdown
@@ -130,7 +130,7 @@ def _short(value):
     "Three digits; nothing for nothing"
     return "" if value is None else f"{value:.3g}"
 
-
+# %% ../../nbs/6_experiments/claims.ipynb #9f803e25
 def _register_line(row):
     "A row of the register"
     ours = ""

@@ -22,7 +22,7 @@ from vggflow.experiments.paper_data import (
 from .results import Results, by_series, read_results, series_label
 from .style import METRICS
 
-# %% ../../nbs/6_experiments/comparisons.ipynb #3c66f889
+# %% ../../nbs/6_experiments/comparisons.ipynb #c34d55dc
 def run_curves(
     results: Results,
     vary: str,  # Setting in which the series differ
@@ -49,7 +49,7 @@ def mean_rise(
     area = np.trapezoid(reward, update)
     return float(area / (update[-1] - update[0]) - reward[0])
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #5474703c
 def paired_differences(
     one: dict,  # seed -> run
     other: dict,  # seed -> run
@@ -86,7 +86,7 @@ def lead_at_equal_reward(
     best = np.nanmax(rivals, 0) if up else np.nanmin(rivals, 0)
     return float((1 if up else -1) * np.mean(mine - best))
 
-# %% ../../nbs/6_experiments/comparisons.ipynb #63efd656
+# %% ../../nbs/6_experiments/comparisons.ipynb #9efcce7e
 def faster(
     one,  # A series
     other,  # Another
@@ -100,7 +100,7 @@ def faster(
 
     return effect
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #26122a80
 def better_at_equal_reward(
     one,  # A series
     others,  # Series it is compared with
@@ -120,7 +120,7 @@ def better_at_equal_reward(
 
     return effect
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #22555749
 def better_at_end(
     one,  # A series
     other,  # Another
@@ -148,7 +148,7 @@ def share_left(
 
     return effect
 
-# %% ../../nbs/6_experiments/comparisons.ipynb #a192887e
+# %% ../../nbs/6_experiments/comparisons.ipynb #1de497cc
 def least_step(
     metric: str,  # A column
     sign: int,  # 1: it shall rise with β; -1: fall
@@ -166,7 +166,7 @@ def least_step(
 
     return effect
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #f7b39089
 def overall_step(
     metric: str,  # A column
     sign: int,  # As in `least_step`
@@ -196,7 +196,7 @@ def relative_effect(
 
     return share
 
-# %% ../../nbs/6_experiments/comparisons.ipynb #6348e055
+# %% ../../nbs/6_experiments/comparisons.ipynb #10f5b724
 def published_run(
     figure: int,  # Of the curves; the dots are in the next figure
     name: str,  # A series
@@ -223,7 +223,7 @@ def published_speed(
     "`mean_rise` of a published curve"
     return mean_rise(*published_run(figure, name))
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #fd8d7667
 def published_lead(
     figure: int,  # Of the curves
     name: str,  # A series
@@ -253,7 +253,7 @@ def published_end(
     sign = 1 if METRICS[metric]["up"] else -1
     return sign * (rows[reward, one] - rows[reward, other])
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #37faec4b
 def published_step(
     metric: str,  # Our name of the metric
     sign: int,  # As in `least_step`
@@ -264,7 +264,7 @@ def published_step(
     ends = [published_curve(11, column, f"beta={beta}")["mean"][-1] for beta in betas]
     return min(sign * np.diff(ends))
 
-# %% ../../nbs/6_experiments/comparisons.ipynb #dba8e0f3
+# %% ../../nbs/6_experiments/comparisons.ipynb #a7f05f68
 CROSSED = dict(
     accuracy="animal accuracy",
     fid="Fréchet distance",
@@ -289,7 +289,7 @@ def first_crossing(
         for values in (updates, metric)
     )
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #16a15bbc
 def crossings_table(
     series: dict,  # name -> (experiment, profile, setting that varies, value)
     levels=(),  # Rewards; by default the highest tenth that every run reached
@@ -312,7 +312,7 @@ def crossings_table(
         lines += [_crossing_line(name, own, level) for name, own in reached.items()]
     return "\n".join(lines)
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #94213fea
 def _crossing_line(name, runs, level):
     "A row: where the runs of a series pass a reward, means over seeds"
     places = {
@@ -322,7 +322,7 @@ def _crossing_line(name, runs, level):
     cells = [f"{places[key][1]:.{0 if key == 'fid' else 3}f}" for key in CROSSED]
     return f"| {level:g} | {name} | {places['fid'][0]:.0f} | {' | '.join(cells)} |"
 
-# %% ../../nbs/6_experiments/comparisons.ipynb #caebad1e
+# %% ../../nbs/6_experiments/comparisons.ipynb #ce64f30e
 _ENDS = dict(reward="reward", **CROSSED)
 _DIGITS = dict(reward=2, fid=0)
 
@@ -350,7 +350,7 @@ def ends_table(
         lines.append(f"| {series_label(value, vary, steps)} | {rate:g} | {cells} |")
     return "\n".join(lines)
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #c21249bf
 def _mean_and_deviation(rows, key):
     "Of one column"
     values = np.array([row[key] for row in rows])

@@ -29,7 +29,7 @@ from vggflow.experiments.cards import (
 from .notebooks import run_notebook
 from .tables import table_path, table_record
 
-# %% ../../nbs/6_experiments/figures.ipynb #e32517d2
+# %% ../../nbs/6_experiments/figures.ipynb #981c8cf8
 @dataclass(frozen=True)
 class Figure:
     "What is drawn, by which template, from whose tables"
@@ -58,7 +58,7 @@ class Figure:
             self.folder(profile) / f"{self.name}.{end}" for end in ("png", "pdf", "json")
         ]
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #4498e849
 def read_figures(
     experiments: dict = None,  # From `read_experiments`
 ) -> dict:  # Name -> Figure; raises a one-line ValueError
@@ -75,7 +75,7 @@ def read_figures(
             figures[figure.name] = figure
     return figures
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #d3fe6f57
 def _figures_of(experiment, experiments):
     "The figures that one experiment lists"
     table, names = experiments[experiment], experiment_names(experiments)
@@ -113,7 +113,7 @@ def figure_arguments(
     given |= {**figure.parameters, "profile": profile, "out": str(figure.folder(profile))}
     return check_parameters(given, declared, figure.template)
 
-# %% ../../nbs/6_experiments/figures.ipynb #d8d9ec04
+# %% ../../nbs/6_experiments/figures.ipynb #0a37ec31
 def code_fingerprint(
     notebook,  # Path
 ) -> str:  # Hexadecimal; form, comments, docstrings and imports do not count
@@ -131,7 +131,7 @@ def _parsed(source):
     except SyntaxError:
         return source
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #6160ce5e
 def _tree(node):
     "A syntax tree as lists, without docstrings and what differs between Pythons"
     if isinstance(node, list):
@@ -149,7 +149,7 @@ def _tree(node):
             fields[name] = _tree(value)
     return [type(node).__name__, fields]
 
-# %% ../../nbs/6_experiments/figures.ipynb #c4a3de3f
+# %% ../../nbs/6_experiments/figures.ipynb #b06998e3
 def figure_state(
     figure: Figure,  # From `read_figures`
     profile: str,  # Whose results
@@ -179,7 +179,7 @@ def _data_state(figure, profile, record):
     drawn = {Path(entry["file"]).name for entry in record["data"].values()}
     return "" if tables <= drawn else "drawn from other tables"
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #900cc18d
 def _template_state(figure, profile, record):
     "Whether a figure's template and arguments are what they were"
     if "template_code" not in record:
@@ -194,7 +194,7 @@ def _recorded_arguments(arguments):
     "Without the place"
     return {name: value for name, value in arguments.items() if name != "out"}
 
-# %% ../../nbs/6_experiments/figures.ipynb #938d4365
+# %% ../../nbs/6_experiments/figures.ipynb #4067b728
 def draw_figure(
     figure: str,  # E.g. fig05, or 5
     profile: str = "paper",  # Whose results
@@ -224,7 +224,7 @@ def _check_tables(figure, profile):
                 f"make it with: vggflow figures {figure.name} --profile {profile}"
             )
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #a23134cf
 def _tables(figure, profile):
     "Tables that a figure reads"
     return [table_path(experiment, profile) for experiment in figure.needs]
@@ -234,7 +234,7 @@ def _relative(path):
     "A path below the checkout, for people"
     return Path(path).relative_to(project_root()).as_posix()
 
-# %% ../../nbs/6_experiments/figures.ipynb #fde825a3
+# %% ../../nbs/6_experiments/figures.ipynb #4b82ffa1
 def _draw(figure, profile, notebook):
     "Run a figure's template aside, complete the record, and put the files in place"
     tables = ", ".join(map(_relative, _tables(figure, profile)))
@@ -251,7 +251,7 @@ def _draw(figure, profile, notebook):
     for file in figure.files(profile):
         copy_file(aside / file.name, file)
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #8843c973
 def _complete_record(figure, profile, file, arguments):
     "Say which template drew a figure, with what, and which runs its tables lack"
     if not file.exists():
@@ -271,7 +271,7 @@ def _complete_record(figure, profile, file, arguments):
         record["missing_runs"] = lacks
     write_text(file, json.dumps(record, indent=1) + "\n")
 
-# %% ../../nbs/6_experiments/figures.ipynb #b88b6c8f
+# %% ../../nbs/6_experiments/figures.ipynb #b96ed10b
 def redraw(
     figures: list = None,  # Names; all by default
     profile: str = None,  # Whose results; by default what figures/ shows, or the best
@@ -297,7 +297,7 @@ def redraw(
         failed = list(pool.map(_redraw_one, there))
     return 1 if any(failed) or (figures and absent) else 0
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #45e74df6
 def profile_to_draw(
     figure: Figure,  # From `read_figures`
     profile: str,  # Wanted; None for the best
@@ -327,7 +327,7 @@ def _redraw_one(task):
     print_line(figure_line(png, profile))
     return False
 
-
+# %% ../../nbs/6_experiments/figures.ipynb #b01f724b
 def figure_line(
     png: Path,  # Of a figure
     profile: str,  # Whose results

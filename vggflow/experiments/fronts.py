@@ -67,7 +67,7 @@ def t_interval(
     half = float(stdtrit(n - 1, (1 + share) / 2) * sd / n**0.5)
     return dict(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half)
 
-# %% ../../nbs/6_experiments/fronts.ipynb #9cdc5744
+# %% ../../nbs/6_experiments/fronts.ipynb #5e1ff164
 def reward_levels(
     rows: list,  # Rows of a table
     shares=(0.25, 0.5, 0.75),  # Of the way from the base model to the highest reward
@@ -77,7 +77,7 @@ def reward_levels(
     top = max(row["reward"] for row in rows)
     return [float(base + share * (top - base)) for share in shares]
 
-
+# %% ../../nbs/6_experiments/fronts.ipynb #415c0c2a
 def front_numbers(
     rows: list,  # Rows of one series
     name: str,  # Column of the metric

@@ -26,7 +26,7 @@ from vggflow.experiments.cards import (
     template_path,
 )
 
-# %% ../../nbs/6_experiments/notebooks.ipynb #6639c7e7
+# %% ../../nbs/6_experiments/notebooks.ipynb #4a25a545
 def run_notebook(
     template,  # Path of the notebook
     out,  # Where the executed notebook goes
@@ -47,7 +47,7 @@ def run_notebook(
     os.replace(running, out)
     return out
 
-
+# %% ../../nbs/6_experiments/notebooks.ipynb #cf3090d1
 def _execute(template, out, parameters, folder):
     "Run all cells; what went wrong in a line, empty if nothing did"
     import papermill
@@ -163,7 +163,7 @@ class ProgressWatch(threading.Thread):
         self.over.set()
         self.join()
 
-# %% ../../nbs/6_experiments/notebooks.ipynb #132e01b4
+# %% ../../nbs/6_experiments/notebooks.ipynb #9704a708
 def run_card(
     path,  # A card.json
 ) -> Path:  # The executed notebook
@@ -176,7 +176,7 @@ def run_card(
             _run(card, folder, label)
     return folder / "run.ipynb"
 
-
+# %% ../../nbs/6_experiments/notebooks.ipynb #8ebba102
 def _run(card, folder, label):
     "Execute a card's template in its folder, with lines of progress"
     metrics, updates = folder / "metrics.jsonl", card.parameters.get("updates", 0)

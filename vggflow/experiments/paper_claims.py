@@ -36,7 +36,7 @@ def _slug(name):
     "For an id"
     return name.lower().replace("_", "-")
 
-# %% ../../nbs/6_experiments/paper_claims.ipynb #110762d4
+# %% ../../nbs/6_experiments/paper_claims.ipynb #f35ff8ed
 def _speed_claim(experiment, rival):
     "VGG-Flow is faster than a rival"
     figure = CURVES[experiment]
@@ -55,7 +55,7 @@ def _last_diversity(figure, name):
     "End of a published curve of DreamSim diversity"
     return published_curve(figure, "dreamsim_diversity", name)["mean"][-1]
 
-
+# %% ../../nbs/6_experiments/paper_claims.ipynb #e3483d86
 def _diversity_claim(experiment, rival):
     "VGG-Flow ends more diverse than a rival"
     figure = CURVES[experiment]
@@ -75,7 +75,7 @@ def _published_share(figure, name):
     diversity = published_curve(figure, "dreamsim_diversity", name)["mean"]
     return diversity[-1] / diversity[0]
 
-
+# %% ../../nbs/6_experiments/paper_claims.ipynb #22ffa7d8
 def _kept_claim(experiment):
     "VGG-Flow keeps diversity"
     figure = CURVES[experiment]
@@ -134,7 +134,7 @@ def _main_claims():
     for rival in ("ReFL", "DRaFT"):
         yield _collapse_claim(rival)
 
-# %% ../../nbs/6_experiments/paper_claims.ipynb #7d44f246
+# %% ../../nbs/6_experiments/paper_claims.ipynb #c61d337b
 _AT_END = dict(
     reward="a higher reward",
     perceptual_diversity="more diverse samples",
@@ -155,7 +155,7 @@ def _end_claim(experiment, rival, metric):
         METRICS[metric]["unit"],
     )
 
-
+# %% ../../nbs/6_experiments/paper_claims.ipynb #614bf25d
 def _above_claim(rival):
     "VGG-Flow is above one rival at equal reward"
     return Claim(
@@ -210,7 +210,7 @@ def _beta_claims(metric):
         "largest less smallest β",
     )
 
-# %% ../../nbs/6_experiments/paper_claims.ipynb #3d555636
+# %% ../../nbs/6_experiments/paper_claims.ipynb #8b95a995
 def _same_trade_off(name, where, says, one, other, vary):
     "Two series have the same diversity at equal reward"
     effect = better_at_equal_reward(one, (other,), "perceptual_diversity", vary)
@@ -225,7 +225,7 @@ def _same_trade_off(name, where, says, one, other, vary):
         unit="share of the default run's loss of diversity",
     )
 
-
+# %% ../../nbs/6_experiments/paper_claims.ipynb #42a5d191
 def _eta_claims():
     "The schedule of the forward-looking term"
     yield Claim(
@@ -255,7 +255,7 @@ def _published_speedup():
     half, quarter = (published_speed(15, f"rate={rate}") for rate in ("0.5", "0.25"))
     return (half - quarter) / quarter
 
-
+# %% ../../nbs/6_experiments/paper_claims.ipynb #6679ed1d
 def _subsampling_claims():
     "How many transitions are used"
     yield Claim(

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..common.data import data_file
 
-# %% ../../nbs/6_experiments/paper_data.ipynb #89075e13
+# %% ../../nbs/6_experiments/paper_data.ipynb #04f5e2f6
 @lru_cache
 def _rows(name):
     "Rows of a file of data/paper"
@@ -42,7 +42,7 @@ def _rows_of(figure):
     name = _known_name(str(figure), {row["figure"] for row in rows}, "figure")
     return [row for row in rows if row["figure"] == name]
 
-
+# %% ../../nbs/6_experiments/paper_data.ipynb #332e85c5
 def published_series(
     figure,  # 5 to 16
     metric: str = "reward",  # reward, dreamsim_diversity, clip_diversity or fid
@@ -83,7 +83,7 @@ def reward_model(
     "The reward of a figure"
     return _rows_of(figure)[0]["reward_model"]
 
-# %% ../../nbs/6_experiments/paper_data.ipynb #ca450f11
+# %% ../../nbs/6_experiments/paper_data.ipynb #9434e886
 _METHODS = ["VGG-Flow", "VGG-Flow-PMP", "AM", "ReFL", "DRaFT"]
 _SWEEPS = ["beta=5e3", "beta=1e4", "beta=5e4", "eta=t^2", "eta=t", "rate=0.25", "rate=0.5"]
 _NOTES = {
@@ -109,7 +109,7 @@ def legend_order(
     "The series of a panel, ordered for a legend"
     return sorted(published_series(figure, metric), key=[*_METHODS, *_SWEEPS].index)
 
-
+# %% ../../nbs/6_experiments/paper_data.ipynb #5766a3cf
 def legend_text(
     name: str,  # A series, e.g. beta=5e3
 ) -> str:  # E.g. β = 5e3

@@ -53,7 +53,7 @@ class Results:
         ids = {made["id"]: made["parameters"] for made in self.made["runs"]}
         return {**ids[run], **(ids[run].get("options") or {})}
 
-# %% ../../nbs/6_experiments/results.ipynb #6d66c721
+# %% ../../nbs/6_experiments/results.ipynb #3f77a7c2
 def read_results(
     experiment: str,  # Name in experiments.toml
     profile: str,  # Whose runs
@@ -82,7 +82,7 @@ def _remedy(experiment, profile):
         return f"vggflow figures --experiment {experiment} --profile {profile}"
     return f"make figures PROFILE={profile}"
 
-
+# %% ../../nbs/6_experiments/results.ipynb #296092d5
 def _number_or_text(text):
     "What a cell of a CSV says"
     if not text:
@@ -92,7 +92,7 @@ def _number_or_text(text):
             return kind(text)
     return text
 
-# %% ../../nbs/6_experiments/results.ipynb #822a225d
+# %% ../../nbs/6_experiments/results.ipynb #4b3ddfc0
 _LENGTHS = ("updates", "eval_every", "save_every")  # what a repeated beginning may change
 
 
@@ -123,7 +123,7 @@ def add_early(
     results.early = early.table
     return results
 
-
+# %% ../../nbs/6_experiments/results.ipynb #437d9497
 def _kind_of(run):
     "All settings but those of length"
     settings = {k: v for k, v in run["parameters"].items() if k not in _LENGTHS}
@@ -139,7 +139,7 @@ def _same_reward(row, other, results, early):
             f"{other['run']} {other['reward']}; make it again"
         )
 
-# %% ../../nbs/6_experiments/results.ipynb #e0b1fa3c
+# %% ../../nbs/6_experiments/results.ipynb #bcc72a1b
 _UNSET = dict(eta="t^2", reuse=False)  # the value of a run whose card names none
 _ORDER = dict(
     eta=["t^2", "t", "0"],
@@ -168,7 +168,7 @@ def by_series(
 
     return {value: series[value] for value in sorted(series, key=rank)}
 
-
+# %% ../../nbs/6_experiments/results.ipynb #1fc6ee7d
 def series_label(
     value,  # Of `vary`
     vary: str,  # method, beta, eta, transitions or another setting

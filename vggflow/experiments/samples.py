@@ -25,14 +25,14 @@ def choose_sheets(
     wanted = [updates * quarter / 4 for quarter in range(5)] if there else []
     return sorted({min(there, key=lambda u: (abs(u - want), u)) for want in wanted})
 
-# %% ../../nbs/6_experiments/samples.ipynb #5d23ebba
+# %% ../../nbs/6_experiments/samples.ipynb #75b08e21
 def samples_folder(
     table,  # Path of a result table
 ) -> Path:  # Its record has the same name and ends in .json
     "Folder of the sample sheets beside a result table"
     return Path(table).with_name(f"{Path(table).stem}-samples")
 
-
+# %% ../../nbs/6_experiments/samples.ipynb #64f36db3
 def bundle_samples(
     experiment: str,  # Name in experiments.toml
     cards: list,  # Cards of the table
@@ -59,7 +59,7 @@ def bundle_samples(
         content = dict(experiment=experiment, seed=first, prompts=prompts, sheets=sheets)
         write_text(record, json.dumps(content, indent=1, ensure_ascii=False))
 
-# %% ../../nbs/6_experiments/samples.ipynb #5aac7582
+# %% ../../nbs/6_experiments/samples.ipynb #18aa4fc0
 def _seed(card):
     "The seed of a run"
     return card.parameters.get("seed", 0)
@@ -85,7 +85,7 @@ def _copy_sheets(card, folder):
         kept[name] = dict(beside, sha256=sha256(copy))
     return kept
 
-
+# %% ../../nbs/6_experiments/samples.ipynb #af256c29
 def _sheet_file(folder, run, name):
     "Where a sheet is kept: by run, and by update or name"
     return (
@@ -128,7 +128,7 @@ class Sheets:
         height, width = sheet.shape[0] // rows, sheet.shape[1] // columns
         return sheet.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
 
-# %% ../../nbs/6_experiments/samples.ipynb #410c9e30
+# %% ../../nbs/6_experiments/samples.ipynb #67ebf70e
 def read_sheets(
     results,  # From `read_results`
 ) -> Sheets:  # Raises FileNotFoundError with the remedy
@@ -144,7 +144,7 @@ def read_sheets(
     columns = min(4, results.card.get("images_per_prompt", 4))
     return Sheets(files, record["prompts"], columns, record["seed"])
 
-
+# %% ../../nbs/6_experiments/samples.ipynb #0fb481f6
 def named_sheets(
     results,  # From `read_results`
 ) -> dict:  # name -> file; empty where none are kept

@@ -25,7 +25,7 @@ from vggflow.experiments.figures import (
 )
 from .tables import kept_runs, table_path, table_state
 
-# %% ../../nbs/6_experiments/schedule.ipynb #b7633e7b
+# %% ../../nbs/6_experiments/schedule.ipynb #f1d9b1d5
 @dataclass(frozen=True)
 class Plan:
     "What is to be made"
@@ -40,7 +40,7 @@ class Plan:
         kept = self.kept[experiment]
         return [card for card in self.cards[experiment] if card.id not in kept]
 
-
+# %% ../../nbs/6_experiments/schedule.ipynb #ef339f90
 def make_plan(
     profile: str = "quick",  # smoke, quick, paper or sd3
     figures: list = None,  # Names; by default those of all experiments that are not studies
@@ -65,7 +65,7 @@ def make_plan(
         figure_arguments(figure, profile)  # a bad parameter is refused before anything runs
     return Plan(profile, wanted, cards, kept)
 
-
+# %% ../../nbs/6_experiments/schedule.ipynb #7a6fe94f
 def _wanted_figures(experiments, names, more):
     "Figures that are named, or of named experiments; without either all but the studies'"
     figures = read_figures(experiments)
@@ -111,7 +111,7 @@ def make_figures(
         _say_where(plan)
     return status
 
-# %% ../../nbs/6_experiments/schedule.ipynb #0947c439
+# %% ../../nbs/6_experiments/schedule.ipynb #c96955a3
 def _snakemake(root, cores, executor):
     "The call of Snakemake, without what it shall make"
     many = ["--cores", str(cores)]
@@ -136,7 +136,7 @@ def _announce(plan, experiment, cores):
         + f"{cores} at once"
     )
 
-
+# %% ../../nbs/6_experiments/schedule.ipynb #a410a9d0
 def _outdated(plan):
     "Arguments that make what is there but out of date again"
     root, fine, files = project_root(), ("", "missing"), []

@@ -27,7 +27,7 @@ from .figures import figure_state, read_figures
 from .notebooks import format_duration
 from .tables import kept_runs, table_path, table_state
 
-# %% ../../nbs/6_experiments/status.ipynb #be5c4889
+# %% ../../nbs/6_experiments/status.ipynb #240f2028
 STATES = ("done", "kept", "running", "cut off", "failed", "missing")
 _OPEN = ("running", "cut off", "failed")
 _THERE = ("done", "kept")
@@ -53,7 +53,7 @@ def run_state(
     state = _state_of(card, kept, rows)
     return RunState(state, update, card.parameters.get("updates", 0), pace_of(card, rows))
 
-
+# %% ../../nbs/6_experiments/status.ipynb #67ec47be
 def _state_of(card, kept, rows):
     "One of `STATES`"
     if card.finished:
@@ -67,7 +67,7 @@ def _state_of(card, kept, rows):
     begun = rows or (card.folder / "run.running.ipynb").exists()
     return "cut off" if begun else "missing"
 
-# %% ../../nbs/6_experiments/status.ipynb #3d35b0be
+# %% ../../nbs/6_experiments/status.ipynb #509b9a9d
 def pace_of(
     card: Card,  # From `read_cards`
     rows: list,  # Of its metrics.jsonl
@@ -98,7 +98,7 @@ def seconds_left(
         total += pace * max(0, run.updates - run.update)
     return total
 
-
+# %% ../../nbs/6_experiments/status.ipynb #3b74f64d
 def _usual_pace(card, known):
     "Median pace of the same template and method, or of the template"
     like = [(other, run.pace) for other, run in known if other.template == card.template]
@@ -107,7 +107,7 @@ def _usual_pace(card, known):
     paces = mine or [pace for _, pace in like]
     return statistics.median(paces) if paces else None
 
-# %% ../../nbs/6_experiments/status.ipynb #29784255
+# %% ../../nbs/6_experiments/status.ipynb #d64b41fc
 def experiment_runs(
     experiment: str,  # Name in experiments.toml
     profile: str,  # Whose runs
@@ -127,7 +127,7 @@ def committed_files() -> set:  # Paths below the checkout; empty outside git
         return set(found.stdout.splitlines())
     return set()
 
-
+# %% ../../nbs/6_experiments/status.ipynb #6612ea30
 def align_columns(
     rows: list,  # Tuples of equal length
 ) -> str:
@@ -139,7 +139,7 @@ def align_columns(
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
-# %% ../../nbs/6_experiments/status.ipynb #d85369ac
+# %% ../../nbs/6_experiments/status.ipynb #bb678688
 def status_data(
     profile: str = "quick",  # smoke, quick, paper or sd3
     experiments: list = None,  # Names; by default those of a plain call, and others begun
@@ -176,7 +176,7 @@ def status_data(
         figures=_figure_list(profile, read, shown, git),
     )
 
-
+# %% ../../nbs/6_experiments/status.ipynb #e22acde5
 def _together(runs, names):
     "The runs of several experiments"
     return {run: pair for name in names for run, pair in runs[name].items()}
@@ -192,7 +192,7 @@ def _has_begun(name, profile, runs):
     begun = any(run.state != "missing" for _, run in runs[name].values())
     return begun or table_path(name, profile).exists()
 
-# %% ../../nbs/6_experiments/status.ipynb #e35def5e
+# %% ../../nbs/6_experiments/status.ipynb #dd7228d6
 def _run_list(runs):
     "Runs as JSON holds them"
     return [
@@ -216,7 +216,7 @@ def _table_text(experiment, profile, experiments, git):
     committed = ", committed" if file in git else ""
     return (f"out of date: {state}" if state else "up to date") + committed
 
-
+# %% ../../nbs/6_experiments/status.ipynb #23e1fefd
 def _figure_list(profile, experiments, names, git):
     "The figures of a profile, and where they are"
     rows = []
@@ -239,7 +239,7 @@ def _figure_text(figure, profile):
         return state
     return f"out of date: {state}" if state else "up to date"
 
-# %% ../../nbs/6_experiments/status.ipynb #5426a5db
+# %% ../../nbs/6_experiments/status.ipynb #65f96386
 def status_report(
     profile: str = "quick",  # smoke, quick, paper or sd3
     experiments: list = None,  # Names; by default those of a plain call, and others begun
@@ -267,7 +267,7 @@ def _left(seconds, cores):
         return "unknown"
     return format_duration(seconds / cores) if seconds else "-"
 
-
+# %% ../../nbs/6_experiments/status.ipynb #0ecaa6a5
 def _total_line(data):
     "The line below the table"
     runs, there, seconds, cores = (

@@ -38,7 +38,7 @@ def use_style(
     if page:
         plt.rcParams.update(_PAGE_LETTERS)
 
-# %% ../../nbs/6_experiments/style.ipynb #615f9ef1
+# %% ../../nbs/6_experiments/style.ipynb #f3477d0d
 COLORS = {
     "VGG-Flow": "#0072B2",
     "VGG-Flow-PMP": "#56B4E9",
@@ -59,7 +59,7 @@ def color(
     "The colour of a method"
     return method_colors([method])[method]
 
-
+# %% ../../nbs/6_experiments/style.ipynb #e065b40e
 def method_colors(
     names,  # Names of methods that are drawn together
 ) -> dict:  # name -> colour, no two alike

@@ -27,7 +27,7 @@ from vggflow.experiments.cards import (
 )
 from .samples import bundle_samples
 
-# %% ../../nbs/6_experiments/tables.ipynb #4fa69932
+# %% ../../nbs/6_experiments/tables.ipynb #f920932a
 def flat_settings(
     card: Card,  # One run
 ) -> dict:  # name -> value; a table's reward is a number, so the setting is `reward_name`
@@ -49,7 +49,7 @@ def varying_settings(
     vary = {name for name in names if len({settings.get(name) for settings in flat}) > 1}
     return vary | {"method", "seed"}
 
-
+# %% ../../nbs/6_experiments/tables.ipynb #8d5b55b8
 def write_table(
     path,  # File to write
     rows: list,  # Dicts; the columns are those of all rows, in order of appearance
@@ -84,7 +84,7 @@ def table_record(
                 return record
     return {}
 
-# %% ../../nbs/6_experiments/tables.ipynb #cc1b8588
+# %% ../../nbs/6_experiments/tables.ipynb #9cb14d68
 def kept_runs(
     experiment: str,  # Name in experiments.toml
     profile: str,  # Whose table is looked at first
@@ -107,7 +107,7 @@ def kept_runs(
             kept.setdefault(run, entry)
     return kept
 
-
+# %% ../../nbs/6_experiments/tables.ipynb #b36bc509
 def _runs_of_table(table):
     "Run id -> (rows, record of the run, table)"
     record = table_record(table)
@@ -124,7 +124,7 @@ def _runs_of_table(table):
     made = {"commit": record["commit"]} if "commit" in record else {}
     return {run: (rows[run], {**made, **runs[run]}, table) for run in runs if run in rows}
 
-# %% ../../nbs/6_experiments/tables.ipynb #c4ab193f
+# %% ../../nbs/6_experiments/tables.ipynb #48346ab0
 def _finished_run(card):
     "Rows and record of a finished run"
     file = card.folder / "eval.jsonl"
@@ -151,14 +151,14 @@ def _commit_of(card):
         return json.loads((card.folder / "made.json").read_text(encoding="utf8"))["commit"]
     return "unknown"
 
-
+# %% ../../nbs/6_experiments/tables.ipynb #ccecefee
 def round_values(
     row: dict,  # name -> value
 ) -> dict:  # The same, floats of six digits
     "Six digits are enough for a table"
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
 
-# %% ../../nbs/6_experiments/tables.ipynb #10c68f39
+# %% ../../nbs/6_experiments/tables.ipynb #17b0b5bd
 def _collected_runs(experiment, profile, fresh=False):
     "(card, rows, record) of every run that is finished here or kept, and ids of the others"
     kept = {} if fresh else kept_runs(experiment, profile)
@@ -172,7 +172,7 @@ def _collected_runs(experiment, profile, fresh=False):
             missing.append(card.id)
     return found, missing
 
-
+# %% ../../nbs/6_experiments/tables.ipynb #9ec0d0b9
 def collect(
     experiment: str,  # Name in experiments.toml
     profile: str,  # Which profile's runs
@@ -197,7 +197,7 @@ def collect(
     _write_record(out.with_suffix(".json"), dict(record, runs=runs, missing=missing))
     return out
 
-
+# %% ../../nbs/6_experiments/tables.ipynb #080a1d68
 def _unfinished(experiment, profile, found, missing, partial):
     "What a table waits for"
     remedy = f"run make figures PROFILE={profile}, or collect with --partial"
@@ -217,7 +217,7 @@ def _write_record(file, record):
             return
     write_text(file, json.dumps(dict(record, versions=versions()), indent=1))
 
-# %% ../../nbs/6_experiments/tables.ipynb #76254144
+# %% ../../nbs/6_experiments/tables.ipynb #739f6ed8
 def table_state(
     experiment: str,  # Name in experiments.toml
     profile: str,  # Whose table
@@ -235,7 +235,7 @@ def table_state(
     asked = {card.id for card in cards}
     return _difference(asked, runs.keys(), record.get("missing", [])) or _newer(cards, runs)
 
-
+# %% ../../nbs/6_experiments/tables.ipynb #52f02f18
 def _difference(asked, there, missing):
     "How the runs of a table differ from those asked for"
     if not asked & there:
