@@ -9,165 +9,218 @@ __all__ = ['consistency_modes', 'trajectory_modes', 'mean_square', 'matching_los
 
 # %% ../../nbs/1_theory/losses.ipynb #e462fff1
 from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.func import jvp
-from .flow import Trajectory, expand_as
+
 from .adjoint import pullback, sweep
+from .flow import Trajectory, expand_as
 from .value import ValueGradient
 
 # %% ../../nbs/1_theory/losses.ipynb #f98bd810
 def mean_square(
-    r:Tensor # Residuals, shape (B, ...)
-)->Tensor: # Scalar
+    r: Tensor,  # Residuals, shape (B, ...)
+) -> Tensor:  # Scalar
     "E‖r‖²: summed over coordinates, averaged over the batch"
     return r.flatten(1).pow(2).sum(1).mean()
 
 # %% ../../nbs/1_theory/losses.ipynb #d98771b9
 def matching_loss(
-    residual_velocity:Tensor, # ṽ_θ = v_θ − v_base at the transitions, shape (B, ...)
-    g:Tensor, # Value gradients there, shape (B, ...); detached here
-    beta:float # β = 1/λ
-)->Tensor: # Scalar
+    residual_velocity: Tensor,  # ṽ_θ = v_θ − v_base at the transitions, shape (B, ...)
+    g: Tensor,  # Value gradients there, shape (B, ...); detached here
+    beta: float,  # β = 1/λ
+) -> Tensor:  # Scalar
     "E‖ṽ_θ + β sg(g)‖² (14)"
-    return mean_square(residual_velocity+beta*g.detach())
+    return mean_square(residual_velocity + beta * g.detach())
 
-# %% ../../nbs/1_theory/losses.ipynb #1638a566
+# %% ../../nbs/1_theory/losses.ipynb #d699b0fa
 def boundary_loss(
-    value:ValueGradient, # The value gradient
-    x1:Tensor, # Final states, shape (B, ...)
-    cond=None # Prompts or None
-)->Tensor: # Scalar
+    value: ValueGradient,  # The value gradient
+    x1: Tensor,  # Final states, shape (B, ...)
+    cond=None,  # Prompts or None
+) -> Tensor:  # Scalar
     "E‖g(x_1, 1) + ∇r(x_1)‖² (13)"
     one = x1.new_ones(len(x1))
-    v = torch.zeros_like(x1)   # at t = 1 the prediction is the state itself, whatever the velocity is
-    rg,factors = value.measure(x1, one, cond, v)
-    return mean_square(value(x1, one, cond, v, factors, rg)+expand_as(factors, x1)*rg)
+    v = torch.zeros_like(x1)  # whatever it is: at t = 1 the prediction is the state itself
+    rg, factors = value.measure(x1, one, cond, v)
+    g = value(x1, one, cond, v, factors, rg)
+    return mean_square(g + expand_as(factors, x1) * rg)
 
-# %% ../../nbs/1_theory/losses.ipynb #8bd90087
-def local_terms(value, x, t, cond=None, factors=None)->tuple:
-    "(g, v_base, [∇v_base]ᵀg) at (x, t), all detached"
-    with torch.no_grad(): g = value(x, t, cond, factors=factors)
-    return g,*pullback(value.flow, x, t, g, cond)
+# %% ../../nbs/1_theory/losses.ipynb #99aeed2a
+def local_terms(
+    value: ValueGradient,  # The value gradient
+    x: Tensor,  # States, shape (B, ...)
+    t: Tensor,  # Times, shape (B,)
+    cond=None,  # Prompts or None
+    factors=None,  # Clip factors (B,)
+) -> tuple:  # (g, v_base, [∇v_base]ᵀg) at (x, t), all detached
+    "What every form of (12) needs at a state"
+    with torch.no_grad():
+        g = value(x, t, cond, factors=factors)
+    return g, *pullback(value.flow, x, t, g, cond)
 
 # %% ../../nbs/1_theory/losses.ipynb #42288731
 def residual_exact(
-    value:ValueGradient, # The value gradient
-    x:Tensor, # States, shape (B, ...)
-    t:Tensor, # Times, shape (B,)
-    beta:float, # β = 1/λ
-    cond=None, # Prompts or None
-    factors=None, # Clip factors (B,)
-    known:tuple=None # (g, v_base, [∇v_base]ᵀg) at (x, t) if computed already
-)->Tensor: # Shape of `x`, zero where `value` solves the HJB equation
+    value: ValueGradient,  # The value gradient
+    x: Tensor,  # States, shape (B, ...)
+    t: Tensor,  # Times, shape (B,)
+    beta: float,  # β = 1/λ
+    cond=None,  # Prompts or None
+    factors=None,  # Clip factors (B,)
+    known: tuple = None,  # (g, v_base, [∇v_base]ᵀg) at (x, t) if computed already
+) -> Tensor:  # Shape of `x`, zero where `value` solves the HJB equation
     "Left side of (12) by one JVP of g and one VJP of v_base"
-    g,v,pulled = known or local_terms(value, x, t, cond, factors)
-    return total_derivative(value, x, t, v-beta*g, cond, factors)+pulled
+    g, v, pulled = known or local_terms(value, x, t, cond, factors)
+    return total_derivative(value, x, t, v - beta * g, cond, factors) + pulled
 
-# %% ../../nbs/1_theory/losses.ipynb #111b9f2a
-def total_derivative(value, x, t, u, cond=None, factors=None)->Tensor:
-    "dg/ds along (ẋ, ṫ) = (u, 1), by forward-mode differentiation; differentiable in φ"
-    return jvp(lambda y,s: value(y, s, cond, factors=factors), (x,t.clone()), (u,torch.ones_like(t)))[1]   # a dual number needs memory of its own
+# %% ../../nbs/1_theory/losses.ipynb #e95e6735
+def total_derivative(
+    value: ValueGradient,  # The value gradient
+    x: Tensor,  # States, shape (B, ...)
+    t: Tensor,  # Times, shape (B,)
+    u: Tensor,  # Velocity of the states, shape of `x`
+    cond=None,  # Prompts or None
+    factors=None,  # Clip factors (B,)
+) -> Tensor:  # Shape of `x`, differentiable in φ
+    "dg/ds along (ẋ, ṫ) = (u, 1), by forward-mode differentiation"
 
-# %% ../../nbs/1_theory/losses.ipynb #e09b8907
+    def g(y, s):
+        return value(y, s, cond, factors=factors)
+
+    # a dual number needs memory of its own, which an expanded time has not
+    return jvp(g, (x, t.clone()), (u, torch.ones_like(t)))[1]
+
+# %% ../../nbs/1_theory/losses.ipynb #edcc2ecc
 def residual_fd(
-    value:ValueGradient, # The value gradient
-    x:Tensor, # States, shape (B, ...); used in float32 or better
-    t:Tensor, # Times, shape (B,)
-    beta:float, # β = 1/λ
-    cond=None, # Prompts or None
-    factors=None, # Clip factors (B,)
-    known:tuple=None, # (g, v_base, [∇v_base]ᵀg) at (x, t) if computed already
-    eps:float=1e-2 # Step: the RMS change of a coordinate of x (at most; in t at most `eps` too)
-)->Tensor: # Shape of `x`
+    value: ValueGradient,  # The value gradient
+    x: Tensor,  # States, shape (B, ...); used in float32 or better
+    t: Tensor,  # Times, shape (B,)
+    beta: float,  # β = 1/λ
+    cond=None,  # Prompts or None
+    factors=None,  # Clip factors (B,)
+    known: tuple = None,  # (g, v_base, [∇v_base]ᵀg) at (x, t) if computed already
+    eps: float = 1e-2,  # Largest step: RMS change of a coordinate of x, and of t
+) -> Tensor:  # Shape of `x`
     "Left side of (12) by a central difference of g along (u, 1) and one VJP of v_base"
-    if x.dtype not in (torch.float32, torch.float64): x = x.float()
-    g,v,pulled = known or local_terms(value, x, t, cond, factors)
-    u = v-beta*g
-    h = eps/u.flatten(1).pow(2).mean(1).sqrt().clamp_min(1)
-    hx = expand_as(h, x)
-    ahead,behind = (value(x+s*hx*u, t+s*h, cond, factors=factors) for s in (1,-1))
-    return (ahead-behind)/(2*hx)+pulled
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    g, v, pulled = known or local_terms(value, x, t, cond, factors)
+    u = v - beta * g
+    h = eps / u.flatten(1).pow(2).mean(1).sqrt().clamp_min(1)
+    step = expand_as(h, x)
+    ahead = value(x + step * u, t + h, cond, factors=factors)
+    behind = value(x - step * u, t - h, cond, factors=factors)
+    return (ahead - behind) / (2 * step) + pulled
 
-# %% ../../nbs/1_theory/losses.ipynb #21fbc609
+# %% ../../nbs/1_theory/losses.ipynb #867ed326
 def residual_printed(
-    value:ValueGradient, # The value gradient
-    x:Tensor, # States, shape (B, ...)
-    t:Tensor, # Times, shape (B,)
-    beta:float, # β = 1/λ
-    cond=None, # Prompts or None
-    factors=None, # Clip factors (B,)
-    known:tuple=None, # (g, v_base, ...) at (x, t) if computed already
-    eps:float=1e-3 # The paper's ε
-)->Tensor: # Shape of `x`
+    value: ValueGradient,  # The value gradient
+    x: Tensor,  # States, shape (B, ...)
+    t: Tensor,  # Times, shape (B,)
+    beta: float,  # β = 1/λ
+    cond=None,  # Prompts or None
+    factors=None,  # Clip factors (B,)
+    known: tuple = None,  # (g, v_base, ...) at (x, t) if computed already
+    eps: float = 1e-3,  # The paper's ε
+) -> Tensor:  # Shape of `x`
     "(43) + (44) + (45) exactly as printed: not a solution of the HJB equation"
-    g_at = lambda y,s: value(y, s, cond, factors=factors)
-    v_at = lambda y: value.flow.base_velocity(y, t, cond).detach()
-    with torch.no_grad(): g,v = known[:2] if known else (g_at(x, t),v_at(x))
-    u = v-beta*g
-    dt = (g_at(x+eps*u, t+eps)-g_at(x, t))/eps                              # (43)
-    dx = (g_at(x+eps*u, t)-g_at(x-eps*u, t))/(2*eps)                        # (44)
-    return dt+dx+(v_at(x+eps*g)-v_at(x-eps*g))/(2*eps)                      # (45)
 
-# %% ../../nbs/1_theory/losses.ipynb #ec2c2739
+    def g_at(y, s):
+        return value(y, s, cond, factors=factors)
+
+    def v_at(y):
+        return value.flow.base_velocity(y, t, cond).detach()
+
+    with torch.no_grad():
+        g, v = known[:2] if known else (g_at(x, t), v_at(x))
+    u = v - beta * g
+    in_time = (g_at(x + eps * u, t + eps) - g_at(x, t)) / eps  # (43)
+    in_space = (g_at(x + eps * u, t) - g_at(x - eps * u, t)) / (2 * eps)  # (44)
+    of_base = (v_at(x + eps * g) - v_at(x - eps * g)) / (2 * eps)  # (45)
+    return in_time + in_space + of_base
+
+# %% ../../nbs/1_theory/losses.ipynb #faea5c93
 def trajectory_target(
-    value:ValueGradient, # The value gradient
-    x:Tensor, # States x_k, shape (B, ...)
-    t:Tensor, # Times t_k, shape (B,)
-    x_next:Tensor, # States x_{k+1} of the same trajectories
-    t_next:Tensor, # Times t_{k+1}, shape (B,)
-    cond=None, # Prompts or None
-    factors=None, # Clip factors (B,), the same at both ends of the step
-    v_next:Tensor=None, # Stored velocity at (x_{k+1}, t_{k+1})
-    rg_next:Tensor=None, # ∇r(x̂_1) there, if known or to be taken from elsewhere
-    both_ends:bool=False # Leave the target differentiable in φ through g(x_{k+1}, t_{k+1})
-)->tuple: # (target of g(x_k, t_k), v_base(x_k, t_k)), detached unless `both_ends`
-    "g(x_{k+1}, t_{k+1}) + hJ_baseᵀ sg[g(x_{k+1}, t_{k+1})]: the costate equation over one Euler step"
-    with nullcontext() if both_ends else torch.no_grad(): ahead = value(x_next, t_next, cond, v=v_next, factors=factors, rg=rg_next)
-    v,pulled = pullback(value.flow, x, t, ahead.detach(), cond)
-    return ahead+expand_as(t_next-t, x)*pulled,v
+    value: ValueGradient,  # The value gradient
+    x: Tensor,  # States x_k, shape (B, ...)
+    t: Tensor,  # Times t_k, shape (B,)
+    x_next: Tensor,  # States x_{k+1} of the same trajectories
+    t_next: Tensor,  # Times t_{k+1}, shape (B,)
+    cond=None,  # Prompts or None
+    factors=None,  # Clip factors (B,), the same at both ends of the step
+    v_next: Tensor = None,  # Stored velocity at (x_{k+1}, t_{k+1})
+    rg_next: Tensor = None,  # ∇r(x̂_1) there, if known or to be taken from elsewhere
+    both_ends: bool = False,  # Leave g(x_{k+1}, t_{k+1}) differentiable in φ
+) -> tuple:  # (target of g(x_k, t_k), v_base(x_k, t_k)), detached unless `both_ends`
+    "g_{k+1} + h J_baseᵀ sg[g_{k+1}]: the costate equation over one Euler step"
+    with nullcontext() if both_ends else torch.no_grad():
+        ahead = value(x_next, t_next, cond, v=v_next, factors=factors, rg=rg_next)
+    v, pulled = pullback(value.flow, x, t, ahead.detach(), cond)
+    return ahead + expand_as(t_next - t, x) * pulled, v
 
 # %% ../../nbs/1_theory/losses.ipynb #5b7756dc
 def final_costate(
-    value:ValueGradient, # Gives reward, unit and clip
-    x1:Tensor, # Final states, shape (B, ...)
-    cond=None # B prompts or None
-)->tuple: # (a_N, shape of `x1`; clip factors (B,))
+    value: ValueGradient,  # Gives reward, unit and clip
+    x1: Tensor,  # Final states, shape (B, ...)
+    cond=None,  # B prompts or None
+) -> tuple:  # (a_N, shape of `x1`; clip factors (B,))
     "a_N = −∇r(x_N), clipped"
-    rg,factors = value.measure(x1, x1.new_ones(len(x1)), cond, torch.zeros_like(x1))
-    return -expand_as(factors, rg)*rg,factors
+    rg, factors = value.measure(x1, x1.new_ones(len(x1)), cond, torch.zeros_like(x1))
+    return -expand_as(factors, rg) * rg, factors
 
-# %% ../../nbs/1_theory/losses.ipynb #497459d7
+# %% ../../nbs/1_theory/losses.ipynb #cb8caec2
 def costate_targets(
-    value:ValueGradient, # The value gradient
-    tr:Trajectory, # Trajectories of the present flow, N steps
-    cond=None, # B prompts or None
-    mu:float=1., # Share of the pulled-back target in [0, 1]; 1 is the lean adjoint
-    end:tuple=None # What `final_costate` gives, where it is known
-)->tuple: # (targets of g, base velocities) at the N steps, both (N, B, ...), detached
-    "a_k = (I + hJ_baseᵀ) sg[(1−μ) g(x_{k+1}) + μ a_{k+1}], a_N = −∇r(x_N), along stored trajectories"
-    end,factors = end or final_costate(value, tr.x1, cond)
+    value: ValueGradient,  # The value gradient
+    tr: Trajectory,  # Trajectories of the present flow, N steps
+    cond=None,  # B prompts or None
+    mu: float = 1.0,  # Share of the pulled-back target in [0, 1]; 1 is the lean adjoint
+    end: tuple = None,  # What `final_costate` gives, where it is known
+) -> tuple:  # (targets of g, base velocities) at the N steps, both (N, B, ...), detached
+    "a_k = (I + hJ_baseᵀ) sg[(1−μ) g(x_{k+1}) + μ a_{k+1}], a_N = −∇r(x_N)"
+    end, factors = end or final_costate(value, tr.x1, cond)
+
+    @torch.no_grad()
     def blend(a, k):
-        if mu==1: return a
-        with torch.no_grad(): return mu*a+(1-mu)*value(tr.x[k], tr.times.to(a)[k].expand(len(a)), cond, v=tr.v[k], factors=factors)
-    a,base = sweep(value.flow, tr, end, cond, blend=blend)
-    return a[:-1],base
+        if mu == 1:
+            return a
+        t = tr.times.to(a)[k].expand(len(a))
+        g = value(tr.x[k], t, cond, v=tr.v[k], factors=factors)
+        return mu * a + (1 - mu) * g
 
-# %% ../../nbs/1_theory/losses.ipynb #50bfc211
-consistency_modes = {'exact': residual_exact, 'exact-jittered': residual_exact, 'finite-difference': residual_fd, 'paper': residual_printed}
-trajectory_modes = ('residual','trajectory')   # these need the next state, see `trajectory_target` and `costate_targets`
+    a, base = sweep(value.flow, tr, end, cond, blend=blend)
+    return a[:-1], base
 
+# %% ../../nbs/1_theory/losses.ipynb #b3268846
+consistency_modes = {
+    "exact": residual_exact,
+    "exact-jittered": residual_exact,  # differs in where its states are taken
+    "finite-difference": residual_fd,
+    "paper": residual_printed,
+}
+
+# these need the next state: `trajectory_target` and `costate_targets`
+trajectory_modes = ("residual", "trajectory")
+
+# %% ../../nbs/1_theory/losses.ipynb #e28b1785
 def consistency_loss(
-    value:ValueGradient, # The value gradient
-    x:Tensor, # States, shape (B, ...)
-    t:Tensor, # Times, shape (B,)
-    beta:float, # β = 1/λ
-    cond=None, # Prompts or None
-    mode:str='exact', # A pointwise mode, see `consistency_modes`; 'exact-jittered' differs in where its states are taken
-    factors=None, # Clip factors (B,)
-    **kwargs # Passed on, for example `eps`
-)->Tensor: # Scalar
-    "E‖∂_t g + [∇g]ᵀ(v_base − βg) + [∇v_base]ᵀg‖² (12); raises `ValueError` for an unknown mode"
-    if mode in trajectory_modes: raise ValueError(f'consistency mode {mode!r} works on whole trajectories: use VGGFlow(mode={mode!r}), trajectory_target or costate_targets')
-    if mode not in consistency_modes: raise ValueError(f'unknown consistency mode {mode!r}: use one of {list(consistency_modes)}')
-    return mean_square(consistency_modes[mode](value, x, t, beta, cond, factors, **kwargs))
+    value: ValueGradient,  # The value gradient
+    x: Tensor,  # States, shape (B, ...)
+    t: Tensor,  # Times, shape (B,)
+    beta: float,  # β = 1/λ
+    cond=None,  # Prompts or None
+    mode: str = "exact",  # A pointwise mode, see `consistency_modes`
+    factors=None,  # Clip factors (B,)
+    **kwargs,  # Passed on, for example `eps`
+) -> Tensor:  # Scalar
+    "E‖∂_t g + [∇g]ᵀ(v_base − βg) + [∇v_base]ᵀg‖² (12); `ValueError` for an unknown mode"
+    if mode in trajectory_modes:
+        raise ValueError(
+            f"consistency mode {mode!r} works on whole trajectories: "
+            f"use VGGFlow(mode={mode!r}), trajectory_target or costate_targets"
+        )
+    if mode not in consistency_modes:
+        known = list(consistency_modes)
+        raise ValueError(f"unknown consistency mode {mode!r}: use one of {known}")
+    residual = consistency_modes[mode]
+    return mean_square(residual(value, x, t, beta, cond, factors, **kwargs))
