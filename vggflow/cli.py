@@ -134,6 +134,7 @@ def annotation_of(setting: Setting, group=None):
     if setting.least is not None:
         about["validator"] = least_check(setting.least)
     kind = setting.kind
+    about["allow_repeating"] = None if kind is list else True  # the last one counts
     if kind is list:
         about["consume_multiple"] = name != "options"
         kind = list[str]
