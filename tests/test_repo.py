@@ -36,8 +36,8 @@ STANDS_ON = {  # a floor -> the floors right below it
     "worlds": ["judging"],
     "experiments": ["common"],
     "commands": ["training", "worlds", "experiments"],
-    "train": ["commands"],
     "cli": ["commands"],
+    "train": ["cli"],
 }
 
 
@@ -137,11 +137,11 @@ def test_notebook_is_clean(notebook):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_one_idea_to_a_cell(notebook):
-    "A cell has at most 30 lines, a class with its methods at most 60"
+    "A cell has at most 40 lines, a class with its methods at most 65"
     cells = json.loads(notebook.read_text(encoding="utf8"))["cells"]
     for cell in cells:
         source = "".join(cell["source"])
-        most = 60 if re.search(r"^class ", source, re.M) else 30
+        most = 65 if re.search(r"^class ", source, re.M) else 40
         if cell["cell_type"] == "code":
             assert len(source.splitlines()) <= most, source.splitlines()[:3]
 

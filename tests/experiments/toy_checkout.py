@@ -77,11 +77,10 @@ pause = 0.01
 study = true
 like = "toy"
 folder = "toy"
+series = [{method = "VGG-Flow", lr = 1}, {method = "VGG-Flow", lr = 2}]
 [sweep.figures]
 figsweep = {template = "toyfig", width = 3}
 fig07 = {template = "both", needs = ["toy", "sweep"]}
-
-series = [{method = "VGG-Flow", lr = 1}, {method = "VGG-Flow", lr = 2}]
 [toy.paper]
 updates = 30
 pause = 0.1
