@@ -129,7 +129,7 @@ def test_without_a_prior_all_samples_climb_to_the_top(method):
 
     def ends(made):
         flow = gaussian()
-        train(flow, quadratic, made, updates=120)
+        train(flow, quadratic, made, updates=240 if isinstance(made, ReFL) else 120)
         with torch.no_grad():
             return sample(flow, flow.prior(400, generator=seeded(9)), time_grid(20)).x1
 
