@@ -21,9 +21,9 @@ from vggflow import (
     get_reward,
     load_flow,
 )
-from vggflow.common.data import data_file
 from vggflow.common.files import read_rows
 from vggflow.judging.evaluation import draw
+from vggflow.worlds.emoji_data import asset
 from vggflow.worlds.world import get_world
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_the_value_network_learned_and_is_saved(aligned):
 
 def test_stock_diffusers_loads_the_adapter(aligned, tmp_path):
     aligned[0].save_lora(tmp_path)
-    pipe = StableDiffusion3Pipeline.from_pretrained(data_file("emoji/base"))
+    pipe = StableDiffusion3Pipeline.from_pretrained(asset("base"))
     pipe.set_progress_bar_config(disable=True)
 
     def draw_one():

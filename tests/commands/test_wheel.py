@@ -88,9 +88,9 @@ def test_is_the_wheel_and_not_the_checkout(python, tmp_path):
 
 def test_paper_numbers_from_any_folder(python, tmp_path):
     code = (
-        "from vggflow.experiments.paper_data import curve, table1\n"
-        "last = curve(5, 'reward', 'VGG-Flow')['mean'][-1]\n"
-        "print(len(table1()), round(float(last), 2))"
+        "from vggflow.experiments.paper_data import published_curve, published_table1\n"
+        "last = published_curve(5, 'reward', 'VGG-Flow')['mean'][-1]\n"
+        "print(len(published_table1()), round(float(last), 2))"
     )
     p = call_python(python, code, tmp_path)
     assert p.stdout.split() == ["18", "8.24"], p.stderr

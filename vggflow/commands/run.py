@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOP', 'LOOKS', 'run', 'taken', 'Looks', 'method_of', 'Planned', 'RunPlan', 'run_defaults', 'check_settings',
-           'watches_of', 'sheets_of', 'parameter_names', 'read_card', 'read_parameters', 'full_path', 'full_prompts',
-           'full_object', 'portable', 'note_command', 'print_end']
+           'watches_of', 'sheets_of', 'full_path', 'full_prompts', 'full_object', 'portable', 'parameter_names',
+           'read_card', 'read_parameters', 'note_command', 'print_end']
 
 # %% ../../nbs/7_commands/run.ipynb #2a55abdc
 import inspect
@@ -242,7 +242,49 @@ def sheets_of(plan: RunPlan, made, folder, **sampler):
     shown = evenly(made.prompts, 8)
     return Evaluator(made.flow, made.reward, shown, 4, sheets=sheets, **sampler)
 
-# %% ../../nbs/7_commands/run.ipynb #ef891cce
+# %% ../../nbs/7_commands/run.ipynb #f014ec4f
+def full_path(path):
+    "An existing file or folder from the root; anything else as it is"
+    return os.path.abspath(path) if path and os.path.exists(path) else path
+
+
+def full_prompts(prompts):
+    "A file of prompts from the root; a set or a list as it is"
+    from vggflow.judging.prompts import OWN_SETS, PROMPT_SETS
+
+    if not isinstance(prompts, str) or prompts in {*PROMPT_SETS, *OWN_SETS}:
+        return prompts
+    file, _, column = prompts.rpartition(":")
+    if os.path.isfile(file) and not os.path.exists(prompts):
+        return f"{os.path.abspath(file)}:{column}"
+    return full_path(prompts)
+
+# %% ../../nbs/7_commands/run.ipynb #f6684d7e
+def full_object(text):
+    "A file in file.py:name from the root; anything else as it is"
+    file, colon, name = str(text).rpartition(":")
+    return full_path(file) + colon + name if file.endswith(".py") else full_path(text)
+
+
+def portable(
+    settings: dict,  # Parameters of `run`
+) -> dict:  # The same, with the files and folders among them named from the root
+    "A command that means the same in another working directory"
+    from vggflow.judging.rewards import with_paths
+
+    settings = dict(settings)
+    for name in ("model", "taesd", "clip", "method", "world"):
+        if isinstance(settings.get(name), (str, Path)):
+            settings[name] = str(full_object(settings[name]))
+    if settings.get("embeddings"):
+        settings["embeddings"] = os.path.abspath(settings["embeddings"])
+    if settings.get("reward"):
+        settings["reward"] = with_paths(str(settings["reward"]), full_path)
+    if settings.get("prompts"):
+        settings["prompts"] = full_prompts(settings["prompts"])
+    return settings
+
+# %% ../../nbs/7_commands/run.ipynb #efd3b122
 def parameter_names() -> set:
     "Names that a card may hold"
     from vggflow.worlds.world import get_world
@@ -271,7 +313,7 @@ def read_card(path: Path) -> dict:
         )
     return card
 
-# %% ../../nbs/7_commands/run.ipynb #1e5b7ecd
+# %% ../../nbs/7_commands/run.ipynb #f7b87142
 def read_parameters(
     path,  # A JSON file: parameters of `run`, a card of the project, or a run's command
 ) -> dict:  # Raises a one-line `ValueError` or `OSError`
@@ -292,48 +334,6 @@ def read_parameters(
         from vggflow.experiments.cards import read_prompts
 
         settings["prompts"] = read_prompts(settings["prompts"])
-    return settings
-
-# %% ../../nbs/7_commands/run.ipynb #e220cbde
-def full_path(path):
-    "An existing file or folder from the root; anything else as it is"
-    return os.path.abspath(path) if path and os.path.exists(path) else path
-
-
-def full_prompts(prompts):
-    "A file of prompts from the root; a set or a list as it is"
-    from vggflow.judging.prompts import OWN_SETS, PROMPT_SETS
-
-    if not isinstance(prompts, str) or prompts in {*PROMPT_SETS, *OWN_SETS}:
-        return prompts
-    file, _, column = prompts.rpartition(":")
-    if os.path.isfile(file) and not os.path.exists(prompts):
-        return f"{os.path.abspath(file)}:{column}"
-    return full_path(prompts)
-
-# %% ../../nbs/7_commands/run.ipynb #d6f098a1
-def full_object(text):
-    "A file in file.py:name from the root; anything else as it is"
-    file, colon, name = str(text).rpartition(":")
-    return full_path(file) + colon + name if file.endswith(".py") else full_path(text)
-
-
-def portable(
-    settings: dict,  # Parameters of `run`
-) -> dict:  # The same, with the files and folders among them named from the root
-    "A command that means the same in another working directory"
-    from vggflow.judging.rewards import with_paths
-
-    settings = dict(settings)
-    for name in ("model", "taesd", "clip", "method", "world"):
-        if isinstance(settings.get(name), (str, Path)):
-            settings[name] = str(full_object(settings[name]))
-    if settings.get("embeddings"):
-        settings["embeddings"] = os.path.abspath(settings["embeddings"])
-    if settings.get("reward"):
-        settings["reward"] = with_paths(str(settings["reward"]), full_path)
-    if settings.get("prompts"):
-        settings["prompts"] = full_prompts(settings["prompts"])
     return settings
 
 # %% ../../nbs/7_commands/run.ipynb #552bfd66
