@@ -10,7 +10,7 @@ import torch
 from vggflow.commands import doctor as visits
 from vggflow.commands.doctor import (
     check_disk,
-    check_memory,
+    check_memory_need,
     check_prompts,
     describe_model,
     doctor,
@@ -25,7 +25,7 @@ from vggflow.commands.installation import (
     checks_as_text,
     tried,
 )
-from vggflow.commands.memory import Plan, in_words, memory_estimate
+from vggflow.commands.memory import MemoryPlan, in_words, memory_estimate
 from vggflow.commands.parts import (
     adapter_size,
     check_adapter_shapes,
@@ -76,7 +76,7 @@ def test_counts_are_those_of_the_loaded_model(models, name, encoders):
         weights = getattr(flow.pipe, part).named_parameters()
         own[part] = sum(p.numel() for n, p in weights if "lora_" not in n)
     assert own == {k: count_weights(net) for k, net in seen["nets"].items()}
-    plan = Plan(resolution=16, batch_size=2, lora_rank=3, dtype="float32")
+    plan = MemoryPlan(resolution=16, batch_size=2, lora_rank=3, dtype="float32")
     estimate = memory_estimate(plan, seen)
     assert estimate["transformer"] == 4 * own["transformer"]
     assert estimate["decoder"] == 4 * own["vae"]
@@ -88,7 +88,7 @@ def test_estimate_moves_as_it_should(models):
     seen = look_at_model(models["whole"])
 
     def estimate(**settings):
-        return memory_estimate(Plan(**{**SMALL, **settings}), seen)
+        return memory_estimate(MemoryPlan(**{**SMALL, **settings}), seen)
 
     def activations(**settings):
         return estimate(**settings)["activations"]
@@ -103,7 +103,7 @@ def test_estimate_moves_as_it_should(models):
     assert estimate(correction=False)["correction"] == 0
     assert estimate(prompts=91)["prompts"] == 2 * estimate()["prompts"]
     reward = torch.nn.Linear(10, 10)
-    assert memory_estimate(Plan(resolution=16), seen, reward)["reward"] == 4 * 110
+    assert memory_estimate(MemoryPlan(resolution=16), seen, reward)["reward"] == 4 * 110
 
 
 def test_graphs_that_are_kept_count(models):
@@ -111,7 +111,7 @@ def test_graphs_that_are_kept_count(models):
     seen = look_at_model(models["whole"])
 
     def activations(**settings):
-        plan = Plan(**{**SMALL, "forward_batch": 1, **settings})
+        plan = MemoryPlan(**{**SMALL, "forward_batch": 1, **settings})
         return memory_estimate(plan, seen)["activations"]
 
     def of_one_more(**settings):
@@ -169,7 +169,7 @@ def test_a_plain_reward_is_tried_where_the_run_will_be(here, monkeypatch):
 def test_too_little_memory_names_what_helps(models, monkeypatch, free, status):
     seen = look_at_model(models["whole"])
     monkeypatch.setattr(visits, "free_memory", lambda device="": (free, free, "GPU"))
-    check = check_memory(Plan(resolution=16), seen)
+    check = check_memory_need(MemoryPlan(resolution=16), seen)
     assert check.status == status and "computed, not measured" in check.found
     for help in ("--micro-batch 1", "--gradient-checkpointing"):
         assert (help in check.remedy) == (status == "failed")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OF_FLOW', 'doctor', 'known_options', 'PartsVisit', 'Visit', 'describe_model', 'load_any_reward', 'check_prompts',
-           'describe_method', 'check_loop', 'check_sizes_of', 'asked_of_memory', 'memory_plan', 'check_memory',
+           'describe_method', 'check_loop', 'check_sizes_of', 'asked_of_memory', 'memory_plan', 'check_memory_need',
            'room_needed', 'check_disk', 'print_checks']
 
 # %% ../../nbs/7_commands/doctor.ipynb #51af72b9
@@ -26,7 +26,7 @@ from vggflow.commands.installation import (
     tried,
 )
 from vggflow.commands.memory import (
-    Plan,
+    MemoryPlan,
     correction_size,
     encoder_bytes,
     free_memory,
@@ -34,6 +34,8 @@ from vggflow.commands.memory import (
     memory_estimate,
     what_helps,
 )
+
+# %% ../../nbs/7_commands/doctor.ipynb #51af72b2
 from .options import Natural
 from vggflow.commands.parts import (
     adapter_size,
@@ -66,7 +68,7 @@ def doctor(
     device: str = "",  # cuda, cuda:1 or cpu
     revision: str = None,  # For the hub
     local_files_only: bool = False,  # For the hub
-    **given,  # Other options of the run, and those of `Plan`
+    **given,  # Other options of the run, and those of `MemoryPlan`
 ) -> list:  # `Check`s
     "Look at everything that a run needs, before it starts"
     given = known_options(given)
@@ -86,7 +88,7 @@ def known_options(given: dict) -> dict:
     "The options, none of which may be unknown; a type of numbers by its full name"
     from vggflow.worlds.checks import as_dtype
 
-    known = {*Plan.__dataclass_fields__, *parameter_names()}
+    known = {*MemoryPlan.__dataclass_fields__, *parameter_names()}
     for name in given:
         choose(name, known, "option of a run called")
     if given.get("dtype"):
@@ -162,7 +164,7 @@ class Visit(PartsVisit):
         sized = [c.name for c in self.found if c.status == "failed"]
         if self.seen and not {"settings", "sizes"} & {*sized}:
             room = plan, self.seen, self.loaded, self.device
-            self.check("memory", lambda: check_memory(*room))
+            self.check("memory", lambda: check_memory_need(*room))
         return self.found
 
     def look_at_settings(self):
@@ -273,9 +275,9 @@ def asked_of_memory(method: str, options: dict = None) -> dict:
     return {**asked, **(dict(dtype=made.weights_dtype) if made.weights_dtype else {})}
 
 # %% ../../nbs/7_commands/doctor.ipynb #1c6c18b1
-def memory_plan(given: dict, method: str, options, seen: dict, prompts: int) -> Plan:
+def memory_plan(given: dict, method: str, options, seen: dict, prompts: int) -> MemoryPlan:
     "What the memory is estimated from"
-    names = Plan.__dataclass_fields__
+    names = MemoryPlan.__dataclass_fields__
     plan = {k: v for k, v in given.items() if k in names and v is not None}
     if isinstance(plan.get("correction"), str):
         del plan["correction"]
@@ -290,10 +292,10 @@ def memory_plan(given: dict, method: str, options, seen: dict, prompts: int) -> 
         plan["transitions"] = asked["transitions"]
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     usual = {"correction": False, "dtype": dtype, "prompts": prompts}
-    return Plan(**{**usual, **asked, **plan})
+    return MemoryPlan(**{**usual, **asked, **plan})
 
 # %% ../../nbs/7_commands/doctor.ipynb #1b3b2646
-def check_memory(plan: Plan, seen: dict, reward=None, device: str = "") -> Check:
+def check_memory_need(plan: MemoryPlan, seen: dict, reward=None, device: str = "") -> Check:
     "The estimate against what is free"
     estimate = memory_estimate(plan, seen, reward)
     need, coders = 1.1 * sum(estimate.values()), encoder_bytes(plan, seen)
@@ -311,7 +313,7 @@ def check_memory(plan: Plan, seen: dict, reward=None, device: str = "") -> Check
     return Check("memory", status, found, "try " + ", ".join(what_helps(plan)))
 
 # %% ../../nbs/7_commands/doctor.ipynb #7474f745
-def room_needed(plan: Plan = None, seen: dict = None) -> int:
+def room_needed(plan: MemoryPlan = None, seen: dict = None) -> int:
     "Bytes of a run directory: three checkpoints, and the sheets"
     if not plan or not seen:
         return 2**29
@@ -321,7 +323,7 @@ def room_needed(plan: Plan = None, seen: dict = None) -> int:
     return 3 * 12 * (adapter + nu) + 2**28
 
 
-def check_disk(out, plan: Plan = None, seen: dict = None) -> Check:
+def check_disk(out, plan: MemoryPlan = None, seen: dict = None) -> Check:
     "Room for the run directory: checkpoints and sheets"
     folder = Path(out or ".").absolute()
     folder = next(p for p in (folder, *folder.parents) if p.exists())

@@ -114,9 +114,8 @@ class ForwardLooking(nn.Module):
 
     def reward_gradient(self, x, t, cond=None, v=None) -> Tensor:
         "∇r(x̂_1) at the one-step prediction; `v` is the velocity at (x, t) if known"
-        with (
-            torch.no_grad()
-        ):  # forward mode passes through; no graph reaches θ or the reward
+        # forward mode passes through; no graph reaches θ or the reward
+        with torch.no_grad():
             if v is None:
                 v = in_portions(self.flow.velocity, "without_gradients", x, t, cond)
             x_hat = x + (1 - expand_as(t, x)) * v
