@@ -1,10 +1,10 @@
 "Short runs on a Gaussian, in a fraction of a second each"
 
 import torch
+
 from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
 from vggflow.methods.direct import DRaFT, ReFL
 from vggflow.methods.value_gradient import VGGFlow
-
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune

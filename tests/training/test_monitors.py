@@ -3,8 +3,8 @@
 import pytest
 import torch
 from short_runs import column, linear, run
-from vggflow.methods.direct import ReFL
 
+from vggflow.methods.direct import ReFL
 from vggflow.methods.method import Method
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from short_runs import column, equal_weights, linear, run
-from vggflow.methods.direct import ReFL
-from vggflow.methods.value_gradient import VGGFlow
 
 from vggflow.common.files import read_rows
+from vggflow.methods.direct import ReFL
+from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune
