@@ -24,7 +24,7 @@ BAD = [
     (["train", "--world", "gaussian", "--method", "VGG-Flw"], "did you mean 'VGG-Flow'"),
     (["train", "--world", "gaussian", "--reward", "linar"], "did you mean 'linear'?"),
     (["train", "--updates", "many"], "invalid int value"),
-    (["train", "--betta", "1"], "unrecognized arguments"),
+    (["train", "--betta", "1"], "Unknown option"),
     (["collect", "aesthetic", "--profile", "nope"], "no profile"),
     (["status", "--profile", "papr"], "did you mean 'paper'?"),
     (["figures", "fig99"], "no figure 'fig99'"),

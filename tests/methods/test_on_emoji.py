@@ -15,7 +15,7 @@ from vggflow.worlds import emoji
 
 @pytest.fixture(scope="module", params=[1.0, 2.0])
 def world(request):
-    return emoji.load_flow(guidance_scale=request.param), emoji.load_reward()
+    return emoji.load_emoji(guidance_scale=request.param), emoji.load_reward()
 
 
 def take_step(flow, reward, method, prompts):
