@@ -5,7 +5,7 @@ import torch
 
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
-from vggflow.training.update import draw_samples, learning_rate_factor
+from vggflow.training.update import draw_samples, follow_weights, learning_rate_factor
 
 
 def noise_of(update: int, seed: int = 0):
@@ -28,3 +28,9 @@ def test_the_cosine_falls_from_one_to_zero():
     assert factors[0] == 1 and factors[10] == pytest.approx(0, abs=1e-12)
     assert factors[5] == pytest.approx(0.5)
     assert factors == sorted(factors, reverse=True)
+
+
+def test_the_average_keeps_the_share_that_its_decay_says():
+    average = dict(weight=torch.zeros(3))
+    follow_weights(average, dict(weight=torch.ones(3)), decay=0.9)
+    assert torch.allclose(average["weight"], torch.full((3,), 0.1))
