@@ -2371,4 +2371,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vggflow.worlds.world.is_own_model': ('5_worlds/world.html#is_own_model', 'vggflow/worlds/world.py'),
                                       'vggflow.worlds.world.load_flow': ('5_worlds/world.html#load_flow', 'vggflow/worlds/world.py'),
                                       'vggflow.worlds.world.load_model': ('5_worlds/world.html#load_model', 'vggflow/worlds/world.py'),
-                                      'vggflow.worlds.world.parameters': ('5_worlds/world.html#parameters', 'vggflow/worlds/world.py')}}}
+                                      'vggflow.worlds.world.options_of_worlds': ( '5_worlds/world.html#options_of_worlds',
+                                                                                  'vggflow/worlds/world.py'),
+                                      'vggflow.worlds.world.parameters': ('5_worlds/world.html#parameters', 'vggflow/worlds/world.py'),
+                                      'vggflow.worlds.world.pipeline_world': ( '5_worlds/world.html#pipeline_world',
+                                                                               'vggflow/worlds/world.py')}}}

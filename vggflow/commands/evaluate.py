@@ -14,7 +14,7 @@ from pathlib import Path
 from .options import Count, Natural
 from .saved import load_saved, settings_of_run, world_of_run
 from ..training.processes import Processes, launched
-from ..worlds.world import get_world
+from ..worlds.world import pipeline_world
 
 # %% ../../nbs/7_commands/evaluate.ipynb #b2d45692
 def evaluate_model(
@@ -91,7 +91,7 @@ def subject_of(
     said = settings_of_run(run, *named) if run else {}
     how["model"] = how.get("model") or said.get("model")
     if images:  # of any model: judged as those of a real one
-        return said, get_world("sd3")
+        return said, pipeline_world()
     return said, world_of_run(run, how["model"] or "", said)
 
 

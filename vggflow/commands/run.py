@@ -195,8 +195,7 @@ def check_settings(
     out=None,  # Run directory, if there is to be one
 ):
     "Raise a one-line error for what can be known to be wrong before a model is loaded"
-    check_run(processes, None, config)
-    method.check(config.steps, config.transitions)
+    check_run(processes, None, config, method)
     if config.sample_every and not out:
         raise ValueError(
             f"sample_every={config.sample_every} writes sheets of images: "
@@ -287,11 +286,10 @@ def portable(
 # %% ../../nbs/7_commands/run.ipynb #efd3b122
 def parameter_names() -> set:
     "Names that a card may hold"
-    from vggflow.worlds.world import get_world
+    from vggflow.worlds.world import options_of_worlds
 
     named = {*inspect.signature(run).parameters} - {"more", "built"}
-    large = get_world("sd3", "")
-    return {*named, *LOOP, *LOOKS, "prompts", *large.options()}
+    return {*named, *LOOP, *LOOKS, "prompts", *options_of_worlds()}
 
 
 def read_card(path: Path) -> dict:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..training.run_directory import RunDirectory
-from ..worlds.world import get_world, load_model
+from ..worlds.world import WORLDS, get_world, load_model
 
 PIPELINE = ("image_size", "revision", "max_sequence_length", "variant", "local_files_only")
 
@@ -35,8 +35,8 @@ def of_recipe(
     "The settings of a run that was made in Python"
     settings = dict(recipe)
     name = settings.pop("name", "")
-    if name in ("", "emoji", "gaussian", "mixture"):
-        return {**settings, "world": name or "emoji"}
+    if not name or name in WORLDS:
+        return {**settings, "world": name or get_world().name}
     return {**settings, "model": name}
 
 # %% ../../nbs/7_commands/saved.ipynb #5cf0e40a
