@@ -181,7 +181,7 @@ def make_flow(options, **kw):
 
 def one_update(method, reward=bright, options=None, config=None, **kw):
     "An update of a method through the loop"
-    how = dict(updates=1, batch_size=2, steps=3, transitions=2, eval_every=0)
+    how = dict(updates=1, batch_size=2, steps=2, transitions=2, eval_every=0)
     config = FinetuneConfig(**how, **(config or {}))
     flow = make_flow(options or {}, **kw)
     finetune(flow, reward, method, config, prompts=["a cat", "a dog"], progress=False)
@@ -211,7 +211,7 @@ AVERAGED = dict(ema=0.9, schedule="cosine")
 def updates() -> list:
     "An update of each method, with the options of memory, and an evaluation's images"
     methods = every_method()
-    plans = [({}, {}, methods), (FRUGAL, PARTS, methods[::3])]
+    plans = [({}, {}, methods), (FRUGAL, PARTS, methods[::6])]
     plans.append((SECOND, AVERAGED, methods[:1]))
     done = []
     for options, config, chosen in plans:

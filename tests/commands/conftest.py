@@ -25,17 +25,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def call(capsys):
-    "Call `vggflow` with the words of a line and further arguments: status, stdout, stderr"
-
-    def call_words(line, *more):
-        status = cli.main([*shlex.split(line), *map(str, more)])
-        return status, *capsys.readouterr()
-
-    return call_words
-
-
 FAST = "--quiet --steps 2 --updates 2 --batch-size 2 --eval-every 0 --lr 1e-2"
 FAST += " --lora-rank 2 --guidance-scale 2 --transitions 2"
 

@@ -7,13 +7,6 @@ import pytest
 
 from vggflow.common.files import read_rows
 
-
-def vggflow(*words):
-    "The command, to its end"
-    call = [sys.executable, "-m", "vggflow.cli", *words]
-    return subprocess.run(call, capture_output=True, text=True)
-
-
 BAD = [
     (["figure", "fig55"], "fig05"),
     (["figure", "fig05", "--profile", "papr"], "did you mean 'paper'?"),
@@ -33,30 +26,40 @@ BAD = [
 ]
 
 
+def one_line(status, says, err):
+    "Refused in a line that says so"
+    assert status == 2 and says in err, err
+    assert err.strip().count("\n") == 0 and "Traceback" not in err
+
+
 @pytest.mark.parametrize("words,says", BAD)
-def test_bad_input_is_one_line(words, says, tmp_path):
-    own = ["--out", str(tmp_path / "run")] if words[0] == "train" else []
-    done = vggflow(*words, *own)
-    assert done.returncode == 2 and says in done.stderr, done.stderr
-    assert done.stderr.strip().count("\n") == 0 and "Traceback" not in done.stderr
+def test_bad_input_is_one_line(words, says, call, tmp_path):
+    own = ["--out", tmp_path / "run"] if words[0] == "train" else []
+    status, _, err = call("", *words, *own)
+    one_line(status, says, err)
 
 
-def test_another_run_in_the_folder(tmp_path):
-    words = ["train", "--world", "gaussian", "--updates", "2", "--batch-size", "4"]
-    words += ["--out", str(tmp_path / "run")]
-    assert vggflow(*words).returncode == 0
-    other = vggflow(*words, "--method", "ReFL")
-    assert other.returncode == 2 and "another run" in other.stderr
-    assert "Traceback" not in other.stderr
-    assert vggflow(*words).returncode == 0, "the same run: nothing left to do"
+def test_bad_input_ends_a_process_in_one_line():
+    words, says = BAD[0]
+    command = [sys.executable, "-m", "vggflow.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    one_line(done.returncode, says, done.stderr)
 
 
-def test_train_on_the_emoji_world_leaves_a_run_directory(tmp_path):
+def test_another_run_in_the_folder(call, tmp_path):
+    line = "train --world gaussian --updates 2 --batch-size 4 --out"
+    assert call(line, tmp_path / "run")[0] == 0
+    status, _, err = call(line, tmp_path / "run", "--method", "ReFL")
+    one_line(status, "another run", err)
+    assert call(line, tmp_path / "run")[0] == 0, "the same run: nothing left to do"
+
+
+def test_train_on_the_emoji_world_leaves_a_run_directory(call, tmp_path):
     out = tmp_path / "run"
-    words = ["train", "--method", "ReFL", "--updates", "1", "--batch-size", "2"]
-    words += ["--steps", "4", "--eval-prompts", "1", "--images-per-prompt", "2"]
-    done = vggflow(*words, "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    line = "train --method ReFL --updates 1 --batch-size 2 --steps 4"
+    line += " --eval-prompts 1 --images-per-prompt 2 --out"
+    status, _, err = call(line, out)
+    assert status == 0, err
     first, last = read_rows(out / "eval.jsonl")
     assert (first["update"], last["update"]) == (0, 1)
     judged = {"reward", "perceptual_diversity", "clip_diversity", "fid", "fid_base"}
