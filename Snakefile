@@ -4,10 +4,11 @@
 # --config profile=paper. Checkpoints and metrics of a run are not declared: Snakemake would
 # delete them when a job fails, and they are what a run resumes from. Tables and figures are
 # updated: Snakemake would delete a committed one before it is made again.
-import sys
+import shlex
 
 from vggflow.experiments.cards import template_path
 from vggflow.experiments.schedule import make_plan
+from vggflow.experiments.warm import WarmProcess
 
 
 def below_root(path):
@@ -28,7 +29,8 @@ TABLES = {name: f"data/results/{name}-{PROFILE}.csv" for name in PLAN.cards}
 RUNS = {
     name: [below_root(card.save().parent) for card in PLAN.unkept(name)] for name in PLAN.cards
 }
-VGGFLOW = f'"{sys.executable}" -m vggflow.cli'
+WARM = WarmProcess()  # ends with this process; a job of a cluster starts its own
+VGGFLOW = shlex.join(WARM.command)
 
 
 wildcard_constraints:

@@ -8,8 +8,11 @@ __all__ = ['Plan', 'make_plan', 'make_figures']
 # %% ../../nbs/6_experiments/schedule.ipynb #11a6e1dc
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ..common.data import project_root
@@ -168,7 +171,40 @@ _CHATTER = re.compile(
 def _run_quietly(command):
     "Run Snakemake; of its own words let only those through that are news"
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, close_fds=False)
-    for line in process.stderr:
-        if not _CHATTER.match(line.strip()):
-            print(line, end="", file=sys.stderr, flush=True)
-    return process.wait()
+    with _ending_jobs(process):
+        for line in process.stderr:
+            if not _CHATTER.match(line.strip()):
+                print(line, end="", file=sys.stderr, flush=True)
+        return process.wait()
+
+# %% ../../nbs/6_experiments/schedule.ipynb #4be07c19
+@contextmanager
+def _ending_jobs(process):
+    "A block; SIGINT or SIGTERM end the jobs of a Snakemake and then the block"
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    first = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if first else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        _terminate(process)
+        raise
+    finally:
+        if first:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(process):
+    "Let Snakemake begin nothing more, and end what it began"
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        jobs = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        for job in jobs:
+            with suppress(psutil.NoSuchProcess):
+                job.terminate()
+    process.communicate()
