@@ -13,6 +13,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -186,12 +187,12 @@ class Card:
     template: str  # Name of the notebook that runs it
     parameters: dict  # Every parameter of the template, without `out`
 
-    @property
+    @cached_property
     def id(self) -> str:
         "Readable prefix and content hash"
         return card_id(self.template, self.parameters)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         "Where the run is kept"
         return project_root() / "data" / "runs" / self.experiment / self.id

@@ -139,6 +139,7 @@ class ProgressWatch(threading.Thread):
         self.out = sys.stdout  # not that of a cell which runs in this process
         self.over = threading.Event()
         self.first = None  # update and time when the first row was seen
+        self.sheet = None  # the first images of the finetuned model
 
     def run(self):
         "Look at the file until the run is over"
@@ -148,6 +149,15 @@ class ProgressWatch(threading.Thread):
             if rows and rows[-1]["update"] != seen:
                 seen = rows[-1]["update"]
                 self._report(rows)
+            self._name_images()
+
+    def _name_images(self):
+        "Say once where the first images of the finetuned model are"
+        sheets = sorted(self.file.parent.glob("samples/[0-9]*.png"))[1:2]
+        if sheets and not self.sheet:
+            self.sheet = sheets[0]
+            text = f"{self.label}: images after update {int(self.sheet.stem)}"
+            print_line(f"{text}: {os.path.relpath(self.sheet)}", self.out)
 
     def _report(self, rows):
         "Print where the run is, but for its end"
