@@ -12,8 +12,10 @@ from contextlib import contextmanager
 import nbformat
 import psutil
 import pytest
-from toy_checkout import make_checkout, write_notebook
+from test_schedule import wait_for
+from toy_checkout import make_checkout, make_figures, start_figures, write_notebook
 
+from vggflow.common.files import read_rows
 from vggflow.experiments.cards import read_cards
 from vggflow.experiments.warm import WarmProcess, may_fork
 
@@ -111,7 +113,7 @@ print("error", file=sys.stderr)
 """
 DRAWS = """
 import matplotlib.pyplot as plt
-plt.plot([0, 1])
+plt.plot([0, 1]);
 """
 CHANGES = """
 print("gone")
@@ -122,7 +124,7 @@ shown.update(HTML("<b>new</b>"))
 """
 
 
-def test_warm_and_plain_leave_the_same_notebook(tmp_path, warm, monkeypatch):
+def test_warm_and_plain_leave_the_same_notebook(tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     found = []
     with owner() as (_, command, _):
@@ -138,10 +140,7 @@ def test_warm_and_plain_leave_the_same_notebook(tmp_path, warm, monkeypatch):
             assert where == repr(str(tmp_path / name))
     assert found[0] == found[1]
     kinds = [output.output_type for _, shown in found[1][0] for output in shown]
-    assert kinds == ["stream", "stream", "execute_result", "display_data"] + [
-        "display_data",
-        "execute_result",
-    ]
+    assert kinds == ["stream", "stream", "display_data", "display_data", "execute_result"]
 
 
 SPOILS = """
@@ -280,3 +279,24 @@ def test_it_has_one_thread_when_it_forks(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert said.stdout.split() == ["1"], said.stderr
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["ctrl-c", "sigterm"])
+def test_figures_that_are_interrupted_end_their_runs_and_go_on(checkout, whole):
+    process = start_figures("--profile", "paper", preexec_fn=hear_signals)
+    runs = checkout / "data/runs/toy"
+    wait_for(lambda: any(map(read_rows, runs.glob("*/metrics.jsonl"))), process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3, "Snakemake, the warm process and a client"
+    if whole:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.terminate()
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == (130 if whole else 143), text
+    assert all(map(gone, family)) and "Error" not in text, text
+    assert not list(runs.glob("*/run.ipynb"))
+    status, text = make_figures("--profile", "paper")
+    assert status == 0 and "resumes after update" in text, text
+    for file in runs.glob("*/metrics.jsonl"):
+        assert [row["update"] for row in read_rows(file)] == list(range(1, 31))

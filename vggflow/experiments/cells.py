@@ -73,16 +73,16 @@ def make_shell(
         speaker.pub_socket = session
     shell.enable_gui = lambda gui=None: None  # windows need a kernel
     sys.path[:1] = [""]  # the folder of the notebook, as in a kernel
-    _draw_inline()
+    _draw_inline(shell)
     return shell
 
 
-def _draw_inline():
+def _draw_inline(shell):
     "Figures go into the notebook, unless the environment names another backend"
-    inline = "module://matplotlib_inline.backend_inline"
-    backend = os.environ.setdefault("MPLBACKEND", inline)
-    if "matplotlib" in sys.modules:  # it looked at the environment when it was imported
-        sys.modules["matplotlib"].use(backend)
+    if "MPLBACKEND" not in os.environ:
+        os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+        if "matplotlib" in sys.modules:  # it looked there when it was imported
+            shell.enable_matplotlib("inline")
 
 # %% ../../nbs/6_experiments/cells.ipynb #08d7d4ca
 class InProcessClient(PapermillNotebookClient):
