@@ -435,6 +435,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vggflow/experiments/cards.py'),
                                            'vggflow.experiments.cards._declarations': ( '6_experiments/cards.html#_declarations',
                                                                                         'vggflow/experiments/cards.py'),
+                                           'vggflow.experiments.cards._declared_in': ( '6_experiments/cards.html#_declared_in',
+                                                                                       'vggflow/experiments/cards.py'),
                                            'vggflow.experiments.cards._inherit': ( '6_experiments/cards.html#_inherit',
                                                                                    'vggflow/experiments/cards.py'),
                                            'vggflow.experiments.cards._lines_of': ( '6_experiments/cards.html#_lines_of',

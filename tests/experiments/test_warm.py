@@ -300,3 +300,17 @@ def test_figures_that_are_interrupted_end_their_runs_and_go_on(checkout, whole):
     assert status == 0 and "resumes after update" in text, text
     for file in runs.glob("*/metrics.jsonl"):
         assert [row["update"] for row in read_rows(file)] == list(range(1, 31))
+
+
+def test_a_job_of_a_cluster_has_a_warm_process_of_its_own(checkout):
+    "The call that Snakemake makes inside a job: no process of the caller is asked"
+    card = read_cards("toy", "smoke")[0].save()
+    target = f"run_toy:run={card.parent.name}"
+    call = [sys.executable, "-m", "snakemake", "--mode", "remote", "--executor", "local"]
+    call += ["--target-jobs", target, "--allowed-rules", "run_toy", "--cores", "1"]
+    call += ["--nolock", "--config", "profile=smoke"]
+    done = subprocess.run(call, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    notebook = nbformat.read(card.with_name("run.ipynb"), 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "iopub.status.busy" not in str(code[0].metadata), "run by a kernel"
