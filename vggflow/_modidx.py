@@ -931,6 +931,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'vggflow/experiments/warm.py'),
                                           'vggflow.experiments.warm._call': ( '6_experiments/warm.html#_call',
                                                                               'vggflow/experiments/warm.py'),
+                                          'vggflow.experiments.warm._is_plain': ( '6_experiments/warm.html#_is_plain',
+                                                                                  'vggflow/experiments/warm.py'),
                                           'vggflow.experiments.warm._obey': ( '6_experiments/warm.html#_obey',
                                                                               'vggflow/experiments/warm.py'),
                                           'vggflow.experiments.warm._pass_signals': ( '6_experiments/warm.html#_pass_signals',

@@ -159,6 +159,8 @@ def serve(
                 importlib.import_module(module)
                 with suppress(ValueError, OSError):  # the command will say what is wrong
                     import_for(*templates_of(*words))
+                if not _is_plain():
+                    return
                 if os.fork() == 0:
                     listener.close()
                     _work(wire, files, module, words)
@@ -168,6 +170,12 @@ def serve(
     os.killpg(0, signal.SIGTERM)
     _reap(0)
     shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)
+
+
+def _is_plain():
+    "Whether a fork copies all: one thread, no GPU in use"
+    cuda = sys.modules["torch"].cuda.is_initialized() if "torch" in sys.modules else False
+    return threading.active_count() == 1 and not cuda
 
 
 def _reap(how):
