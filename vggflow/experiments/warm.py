@@ -171,7 +171,7 @@ def serve(
     _reap(0)
     shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)
 
-
+# %% ../../nbs/6_experiments/warm.ipynb #7fd13e60
 def _is_plain():
     "Whether a fork copies all: one thread, no GPU in use"
     cuda = sys.modules["torch"].cuda.is_initialized() if "torch" in sys.modules else False
