@@ -3,11 +3,13 @@
 # vggflow figures --profile paper --executor slurm --jobs 20, or snakemake itself with
 # --config profile=paper. Checkpoints and metrics of a run are not declared: Snakemake would
 # delete them when a job fails, and they are what a run resumes from. Tables and figures are
-# updated: Snakemake would delete a committed one before it is made again.
-import sys
+# updated: Snakemake would delete a committed one before it is made again. What is there to be
+# drawn is drawn at once, and one experiment's runs come before those of the next.
+import shlex
 
 from vggflow.experiments.cards import template_path
 from vggflow.experiments.schedule import make_plan
+from vggflow.experiments.warm import WarmProcess
 
 
 def below_root(path):
@@ -28,7 +30,9 @@ TABLES = {name: f"data/results/{name}-{PROFILE}.csv" for name in PLAN.cards}
 RUNS = {
     name: [below_root(card.save().parent) for card in PLAN.unkept(name)] for name in PLAN.cards
 }
-VGGFLOW = f'"{sys.executable}" -m vggflow.cli'
+FOLDERS = list(dict.fromkeys(run.split("/")[2] for runs in RUNS.values() for run in runs))
+WARM = WarmProcess()  # ends with this process; a job of a cluster starts its own
+VGGFLOW = shlex.join(WARM.command)
 
 
 wildcard_constraints:
@@ -44,13 +48,18 @@ rule all:
         list(TABLES.values()),
 
 
-rule run:
-    input:
-        ancient("data/runs/{folder}/{run}/card.json"),
-    output:
-        "data/runs/{folder}/{run}/run.ipynb",
-    shell:
-        "{VGGFLOW} run {input:q}"
+for place, folder in enumerate(FOLDERS):
+
+    rule:
+        name:
+            f"run_{folder.replace('-', '_')}"
+        input:
+            ancient(f"data/runs/{folder}/{{run}}/card.json"),
+        output:
+            f"data/runs/{folder}/{{run}}/run.ipynb",
+        priority: len(FOLDERS) - place
+        shell:
+            "{VGGFLOW} run {input:q}"
 
 
 rule table:
@@ -61,6 +70,7 @@ rule table:
         update(f"data/results/{{experiment}}-{PROFILE}.json"),
     params:
         fresh="--fresh" if FRESH else "",
+    priority: 1000
     shell:
         "{VGGFLOW} collect {wildcards.experiment} --profile {PROFILE} {params.fresh}"
 
@@ -73,5 +83,6 @@ rule figure:
         update("{place}/{figure}.png"),
         update("{place}/{figure}.pdf"),
         update("{place}/{figure}.json"),
+    priority: 1000
     shell:
         "{VGGFLOW} figure {wildcards.figure} --profile {PROFILE}"

@@ -7,6 +7,7 @@ __all__ = ['project_root', 'data_folder', 'data_file', 'prompts_folder', 'cache_
 
 # %% ../../nbs/0_common/data.ipynb #083e0692
 import os
+from functools import cache
 from pathlib import Path
 
 import vggflow
@@ -20,7 +21,13 @@ def _package() -> Path:
 def project_root() -> Path:  # Raises FileNotFoundError outside a checkout
     "Folder of the checkout"
     named = os.environ.get("VGGFLOW_ROOT")
-    here = Path(named) if named else Path.cwd()
+    return _root_of(named, named or os.getcwd())
+
+
+@cache
+def _root_of(named, place):
+    "The checkout that is named, or around a place"
+    here = Path(place)
     tries = [here] if named else [here, *here.parents, _package().parent]
     for folder in tries:
         if (folder / "experiments.toml").is_file():

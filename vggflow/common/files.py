@@ -100,10 +100,12 @@ def read_rows(
 # %% ../../nbs/0_common/files.ipynb #82bad6f1
 def print_line(
     line: str,  # What to print
+    out=None,  # Where; standard output by default
 ):
     "Print a line in one write, so that two processes do not mix theirs"
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    out = out or sys.stdout
+    out.write(line + "\n")
+    out.flush()
 
 
 def _file_lock(path):

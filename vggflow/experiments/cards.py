@@ -13,6 +13,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 
@@ -89,15 +90,21 @@ def template_parameters(
     path,  # Notebook
 ) -> dict:  # name -> dict(type, default, help); raises ValueError if there is none
     "What a notebook declares in its cell tagged `parameters`"
-    cells = json.loads(Path(path).read_text(encoding="utf8"))["cells"]
-    tagged = (c["source"] for c in cells if "parameters" in c["metadata"].get("tags", []))
-    declared = _declarations("".join(next(tagged, "")))
+    declared = _declared_in(Path(path), Path(path).stat().st_mtime_ns)
     if declared:
         return declared
     raise ValueError(
         f"{path} declares no parameters; "
         "give one cell the tag 'parameters' (nbdev-clean must keep it)"
     )
+
+
+@cache
+def _declared_in(path, changed):
+    "The same of one state of a notebook, read once"
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    tagged = (c["source"] for c in cells if "parameters" in c["metadata"].get("tags", []))
+    return _declarations("".join(next(tagged, "")))
 
 # %% ../../nbs/6_experiments/cards.ipynb #61a17b97
 def _declarations(source):
@@ -186,12 +193,12 @@ class Card:
     template: str  # Name of the notebook that runs it
     parameters: dict  # Every parameter of the template, without `out`
 
-    @property
+    @cached_property
     def id(self) -> str:
         "Readable prefix and content hash"
         return card_id(self.template, self.parameters)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         "Where the run is kept"
         return project_root() / "data" / "runs" / self.experiment / self.id

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from vggflow.experiments.cards import (
 )
 from .notebooks import run_notebook
 from .tables import table_path, table_record
+from .warm import WarmProcess
 
 # %% ../../nbs/6_experiments/figures.ipynb #981c8cf8
 @dataclass(frozen=True)
@@ -292,9 +294,10 @@ def redraw(
             f"[figures] no table yet for {', '.join(absent)}{whose}; "
             "make figures runs what they need"
         )
-    there = [(known[name], found, fresh) for name, found in which.items() if found]
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        failed = list(pool.map(_redraw_one, there))
+    there = [(known[name], found) for name, found in which.items() if found]
+    with WarmProcess() as warm, ThreadPoolExecutor(max(1, jobs)) as pool:
+        command = [*warm.command, "figure"]
+        failed = list(pool.map(lambda one: _redraw_one(*one, fresh, command), there))
     return 1 if any(failed) or (figures and absent) else 0
 
 # %% ../../nbs/6_experiments/figures.ipynb #45e74df6
@@ -312,15 +315,17 @@ def profile_to_draw(
     return None
 
 
-def _redraw_one(task):
+def _redraw_one(figure, profile, fresh, command):
     "Draw, or say why not; whether it failed"
-    figure, profile, fresh = task
     try:
         state = figure_state(figure, profile)
         if state.endswith(".png is gone"):
             print_line(f"[figures] {figure.name} is kept as it is: {state}")
             return False
-        png = draw_figure(figure.name, profile, fresh)
+        if fresh or state:
+            words = [figure.name, "--profile", profile, *["--fresh"] * fresh]
+            return bool(subprocess.run([*command, *words]).returncode)
+        png = draw_figure(figure.name, profile)
     except (ValueError, OSError, RuntimeError) as e:
         print_line(f"[figures] {figure.name}: {' '.join(str(e).split())}")
         return True

@@ -19,6 +19,7 @@ from pathlib import Path
 from ..common.data import project_root
 from ..common.files import lock, print_line, read_rows, write_text
 from ..common.provenance import git_commit, versions
+from . import warm
 from vggflow.experiments.cards import (
     check_parameters,
     load_card,
@@ -53,7 +54,7 @@ def _execute(template, out, parameters, folder):
     import papermill
 
     try:
-        with _kernel_sockets() as config:
+        with _kernel() as how:
             papermill.execute_notebook(
                 template,
                 out,
@@ -61,8 +62,7 @@ def _execute(template, out, parameters, folder):
                 kernel_name=_kernel_name(),
                 progress_bar=False,
                 cwd=folder,
-                config=config,
-                extra_arguments=["--IPKernelApp.log_level=50"],
+                **how,
             )
     except papermill.PapermillExecutionError as e:
         lines = str(e.evalue).strip().splitlines() if e.evalue else []
@@ -71,16 +71,21 @@ def _execute(template, out, parameters, folder):
 
 # %% ../../nbs/6_experiments/notebooks.ipynb #03ce54c0
 @contextmanager
-def _kernel_sockets():
-    "Settings of a kernel manager: sockets in a temporary folder"
+def _kernel():
+    "Settings of papermill: no kernel, or one with sockets in a temporary folder"
+    if warm.forked:
+        import vggflow.experiments.cells  # noqa: F401 - registers the engine
+
+        yield dict(engine_name="in-process")
+        return
     from traitlets.config import Config
 
+    config = Config()
     with tempfile.TemporaryDirectory(prefix="vggflow-") as folder:
         # a socket's path has at most 107 characters
         if os.name == "posix" and len(folder) < 90:
-            yield Config(KernelManager=dict(transport="ipc", ip=f"{folder}/kernel"))
-        else:
-            yield Config()
+            config.KernelManager = Config(transport="ipc", ip=f"{folder}/kernel")
+        yield dict(config=config, extra_arguments=["--IPKernelApp.log_level=50"])
 
 
 def _kernel_name():
@@ -131,8 +136,10 @@ class ProgressWatch(threading.Thread):
         self.file = Path(file)
         self.updates = updates
         self.every = every
+        self.out = sys.stdout  # not that of a cell which runs in this process
         self.over = threading.Event()
         self.first = None  # update and time when the first row was seen
+        self.sheet = None  # the first images of the finetuned model
 
     def run(self):
         "Look at the file until the run is over"
@@ -142,6 +149,15 @@ class ProgressWatch(threading.Thread):
             if rows and rows[-1]["update"] != seen:
                 seen = rows[-1]["update"]
                 self._report(rows)
+            self._name_images()
+
+    def _name_images(self):
+        "Say once where the first images of the finetuned model are"
+        sheets = sorted(self.file.parent.glob("samples/[0-9]*.png"))[1:2]
+        if sheets and not self.sheet:
+            self.sheet = sheets[0]
+            text = f"{self.label}: images after update {int(self.sheet.stem)}"
+            print_line(f"{text}: {os.path.relpath(self.sheet)}", self.out)
 
     def _report(self, rows):
         "Print where the run is, but for its end"
@@ -153,7 +169,7 @@ class ProgressWatch(threading.Thread):
         else:
             pace = rows[-1].get("seconds")
         if update < self.updates:
-            print_line(progress_line(self.label, rows, self.updates, pace))
+            print_line(progress_line(self.label, rows, self.updates, pace), self.out)
 
     def __enter__(self):
         self.start()

@@ -8,10 +8,9 @@ __all__ = ['choose_sheets', 'samples_folder', 'bundle_samples', 'read_sheet', 'S
 
 # %% ../../nbs/6_experiments/samples.ipynb #e584d744
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from ..common.files import copy_file, sha256, write_text
 from .cards import read_experiments
@@ -104,12 +103,12 @@ def _remove_others(folder, sheets):
 # %% ../../nbs/6_experiments/samples.ipynb #b9cf3855
 def read_sheet(
     file,  # A PNG
-) -> np.ndarray:  # (H, W, 3) in [0,1]
+) -> Sequence:  # An array (H, W, 3) in [0,1]
     "The pixels of a sheet"
     from matplotlib.image import imread
 
     pixels = imread(file)[..., :3]
-    return pixels / 255 if pixels.dtype == np.uint8 else pixels
+    return pixels / 255 if pixels.dtype == "uint8" else pixels
 
 
 @dataclass
@@ -121,7 +120,7 @@ class Sheets:
     columns: int  # Images of each prompt
     seed: int  # Of the runs
 
-    def images(self, run: str, update: int) -> np.ndarray:  # (prompts, columns, H, W, 3)
+    def images(self, run: str, update: int) -> Sequence:  # (prompts, columns, H, W, 3)
         "The images of a sheet, in [0,1]"
         sheet = read_sheet(self.files[run][update])
         rows, columns = len(self.prompts), self.columns

@@ -12,6 +12,7 @@ import io
 import json
 import os
 from contextlib import suppress
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -110,6 +111,18 @@ def kept_runs(
 # %% ../../nbs/6_experiments/tables.ipynb #b36bc509
 def _runs_of_table(table):
     "Run id -> (rows, record of the run, table)"
+    dates = [f.stat().st_mtime_ns for f in _with_record(table) if f.exists()]
+    return _read_runs(table, tuple(dates)) if len(dates) == 2 else {}
+
+
+def _with_record(table):
+    "A table and its record"
+    return table, table.with_suffix(".json")
+
+
+@cache
+def _read_runs(table, dates):
+    "The same, read once for every state of the files"
     record = table_record(table)
     runs = {run["id"]: run for run in record.get("runs", [])}
     settings = {"run"}
