@@ -72,6 +72,10 @@ class FlowModel(Trainable):
         "The sampler's times: `time_grid`, unless the model brings a schedule of its own"
         return time_grid(steps, 1.0 if shift is None else shift)
 
+    def is_base(self) -> bool:
+        "Whether the finetuned velocity is known to be the base's, to the last bit"
+        return False
+
     @contextmanager
     def drawing(self):
         "A block without gradients in which no weight changes: a flow may prepare for it"
