@@ -28,6 +28,8 @@ def step_ends(
     return *gather_transitions(trajectory, k)[:3], *gather_transitions(ends, k)[:3]
 
 # %% ../../nbs/2_methods/value_gradient.ipynb #14aa2b4f
+from contextlib import nullcontext
+
 from .method import Items, Method, check_steps
 from ..theory.flow import FlowModel, in_portions
 from vggflow.theory.losses import (
@@ -75,6 +77,11 @@ class VGGFlowItems(TransitionMethod):
     def whole(self) -> bool:
         "Whether the targets come from whole trajectories"
         return self.learn and self.mode == "trajectory" and self.mu > 0
+
+    @property
+    def pointwise(self) -> bool:
+        "Whether the consistency loss looks at single states"
+        return self.mode in consistency_modes
 
     def prepare(self, flow, reward, samples):
         "Sample, choose transitions, measure the reward's gradient there"
@@ -167,11 +174,12 @@ def loss_terms(
 ) -> dict:  # The terms of (15), each a scalar in the reward gradient's squared unit
     "Matching, consistency and boundary losses on the chosen transitions"
     value, at = method.value, (items.x, items.t, items.cond)
-    with torch.no_grad():
-        g = value(*at, items.v, items.factors, items.rg)
-    terms = {}
+    # the consistency loss of these modes needs g's own graph, matching never does
+    with nullcontext() if method.learn and not method.pointwise else torch.no_grad():
+        here = value(*at, items.v, items.factors, items.rg)
+    g, terms = here.detach(), {}
     if method.learn:
-        terms["consistency"], base = consistency_term(method, items, g)
+        terms["consistency"], base = consistency_term(method, items, here)
     else:
         with torch.no_grad():
             base = flow.base_velocity(*at)
@@ -185,12 +193,12 @@ def loss_terms(
 def consistency_term(
     method: VGGFlow,  # Gives the value gradient and the mode
     items: Items,  # Transitions
-    g: Tensor,  # Value gradients there, detached
+    here: Tensor,  # Value gradients there, without a graph in the pointwise modes
 ) -> tuple:  # (loss, base velocity at the transitions)
     "The consistency loss in the method's mode, and the base velocity of its VJP"
     value, at = method.value, (items.x, items.t)
-    if method.mode in consistency_modes:
-        known = g, *pullback(value.flow, *at, g, items.cond)
+    if method.pointwise:
+        known = here, *pullback(value.flow, *at, here, items.cond)
         step = {"eps": method.fd_eps} if takes_step(method) else {}
         own = (method.beta, items.cond, method.mode, items.factors)
         return consistency_loss(value, *at, *own, known=known, **step), known[1]
@@ -198,7 +206,6 @@ def consistency_term(
         target, base = items.target, items.base
     else:
         target, base = next_target(method, items)
-    here = value(*at, items.cond, items.v, items.factors, items.rg)
     return mean_square(here - target), base
 
 # %% ../../nbs/2_methods/value_gradient.ipynb #3bd0c4dc

@@ -123,8 +123,11 @@ def memoryless_sample(
         noise = noise.transpose(0, 1)  # a row for each sample
     field = flow.base_velocity if base else flow.velocity
     steps = partial(memoryless_steps, field, times.to(x0.device))
-    rows = 0 if torch.is_grad_enabled() else "without_gradients"
-    return Trajectory(*in_portions(steps, rows, x0, noise, cond, dim=1), times)
+    if torch.is_grad_enabled():
+        return Trajectory(*steps(x0, noise, cond), times)
+    with flow.drawing():
+        states = in_portions(steps, "without_gradients", x0, noise, cond, dim=1)
+    return Trajectory(*states, times)
 
 # %% ../../nbs/1_theory/adjoint.ipynb #c4ba8a36
 def memoryless_costates(

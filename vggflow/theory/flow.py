@@ -72,6 +72,15 @@ class FlowModel(Trainable):
         "The sampler's times: `time_grid`, unless the model brings a schedule of its own"
         return time_grid(steps, 1.0 if shift is None else shift)
 
+    def is_base(self) -> bool:
+        "Whether the finetuned velocity is known to be the base's, to the last bit"
+        return False
+
+    @contextmanager
+    def drawing(self):
+        "A block without gradients in which no weight changes: a flow may prepare for it"
+        yield
+
     def make_correction(self) -> nn.Module:
         "A new network ν(x, t, cond, hints), zero at the start, for states of this flow"
         name = type(self).__name__
@@ -317,8 +326,11 @@ def sample(
     def follow(x, cond):
         return _follow(velocity, x, cond, times, method, progress)
 
-    rows = 0 if torch.is_grad_enabled() else "without_gradients"
-    return Trajectory(*in_portions(follow, rows, x0, cond, dim=1), times)
+    if torch.is_grad_enabled():
+        return Trajectory(*follow(x0, cond), times)
+    with flow.drawing():
+        states = in_portions(follow, "without_gradients", x0, cond, dim=1)
+    return Trajectory(*states, times)
 
 # %% ../../nbs/1_theory/flow.ipynb #40cd4e42
 def one_step_prediction(

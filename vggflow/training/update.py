@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['draw_samples', 'accumulate_gradients', 'TrainingState', 'take_step', 'clip_gradients', 'learning_rate_factor',
-           'set_learning_rate', 'BadUpdate', 'follow_weights', 'optimizer_class', 'make_optimizer', 'random_states',
-           'checkpoint_parts', 'load_parts']
+           'set_learning_rate', 'BadUpdate', 'follow_weights', 'optimizer_class', 'make_optimizer', 'is_fused',
+           'random_states', 'checkpoint_parts', 'load_parts']
 
 # %% ../../nbs/3_training/update.ipynb #9f5daff0
 import math
@@ -231,9 +231,17 @@ def make_optimizer(flow: FlowModel, method: Method, config: FinetuneConfig):
             "the flow has no trainable parameters: give it a LoRA or a residual network"
         )
     groups = [dict(group, base_lr=group["lr"]) for group in groups]
-    fused = dict(fused=True) if config.optimizer == "adamw-fused" else {}
     cls = optimizer_class(config.optimizer)
-    return cls(groups, betas=(0.9, 0.999), weight_decay=config.weight_decay, **fused)
+    how = dict(betas=(0.9, 0.999), weight_decay=config.weight_decay)
+    weights = [weight for group in groups for weight in group["params"]]
+    if cls is torch.optim.AdamW and is_fused(config.optimizer, weights):
+        how.update(fused=True)
+    return cls(groups, **how)
+
+
+def is_fused(name: str, weights: list) -> bool:
+    "Whether one call updates all weights: always on the CPU, elsewhere if asked for"
+    return name == "adamw-fused" or all(weight.is_cpu for weight in weights)
 
 # %% ../../nbs/3_training/update.ipynb #d7c379f6
 def random_states(state: TrainingState) -> dict:

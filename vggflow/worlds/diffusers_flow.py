@@ -31,6 +31,7 @@ from vggflow.worlds.checks import (
 from .corrections import AdapterCorrection
 from .decoding import ImageDecoding, check_tiny_decoder, tiny_decoder
 from .encodings import PromptMemory
+from .folding import FoldedAdapter
 from vggflow.worlds.lora import (
     AdapterWeights,
     SwitchedAdapter,
@@ -60,8 +61,9 @@ class GuidedVelocity:
         compiled = self._compiled and not differentiating()
         compiled = compiled and self._which != "correction"
         net = self._compiled[0] if compiled else self.transformer
-        with attention_kernel(), self.dropping():
-            return self.call_transformer(net, x.to(dtype), t, *encodings).to(x.dtype)
+        with attention_kernel(), self.dropping(), self.without_graph():
+            v = self.call_transformer(net, x.to(dtype), t, *encodings).to(x.dtype)
+        return v.clone() if v.is_inference() else v  # such tensors cannot enter a graph
 
     def guided(self, x, t, cond=None, detach: bool = False) -> Tensor:
         "u + w (c − u); `detach` leaves u out of reverse-mode derivatives"
@@ -90,6 +92,12 @@ class GuidedVelocity:
     def velocity(self, x, t, cond=None) -> Tensor:
         "Finetuned velocity; with gradients on, the empty prompt's branch is a constant"
         return self.guided(x, t, cond, detach=torch.is_grad_enabled())
+
+    def is_base(self) -> bool:
+        "Whether the adapter adds nothing: its second factors are zero"
+        own = type(self).velocity is not GuidedVelocity.velocity  # who knows what it adds
+        factors = [weight for name, weight in self._lora if "lora_B" in name]
+        return not own and not any(weight.any() for weight in factors)
 
     def base_velocity(self, x, t, cond=None) -> Tensor:
         "Frozen velocity, the adapter off; differentiable in `x` through both branches"
@@ -348,6 +356,7 @@ class FlowParts(
     CorrectionMaking,
     PromptMemory,
     SwitchedAdapter,
+    FoldedAdapter,
     AdapterWeights,
     RecomputedBlocks,
     ImageDecoding,
@@ -411,6 +420,7 @@ class DiffusersFlow(FlowParts):
         decode_checkpointing: bool = False,  # With gradients: image by image, recomputed
         gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
         compile=False,  # True or a backend: torch.compile of calls without gradients
+        fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
     ):
         "Set what trades time, memory and precision; all off by default"
         if taesd is not None:
@@ -418,6 +428,7 @@ class DiffusersFlow(FlowParts):
             self.taesd = tiny.to(self.device, self.vae.dtype)
         self._save_decoder_memory(vae_tiling, vae_slicing, decode_checkpointing)
         self.gradient_checkpointing(gradient_checkpointing)
+        self.fold = fold
         how = {} if compile is True else dict(backend=compile)
         calls = (self.transformer, self.vae.decode) if compile else ()
         self.__dict__["_compiled"] = tuple(torch.compile(call, **how) for call in calls)
