@@ -52,15 +52,16 @@ class CostateMethod(TransitionMethod):
         at_steps = Trajectory(path.x, after, samples.times)
         x, t, a, cond = gather_transitions(at_steps, k, samples.cond)
         logs = dict(reward=rewards.mean().item())
+        v = gather_transitions(path, k)[2]
         known = self.targets(samples, k, a)
-        return Items(cond, samples.times, reward, logs, x=x, t=t, **known)
+        return Items(cond, samples.times, reward, logs, x=x, t=t, v=v, **known)
 
     def residual(self, flow: FlowModel, items: Items) -> Tensor:
         "ṽ_θ/β + target at the transitions, shape of `items.x`"
         at = (items.x, items.t, items.cond)
         with torch.no_grad():
             base = flow.base_velocity(*at)
-        return (flow.velocity(*at) - base) / self.beta + items.target
+        return (flow.known_velocity(*at, items.v) - base) / self.beta + items.target
 
 # %% ../../nbs/2_methods/costate.ipynb #3f9417d6
 class VGGFlowPMP(CostateMethod):

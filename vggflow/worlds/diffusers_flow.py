@@ -99,6 +99,14 @@ class GuidedVelocity:
         factors = [weight for name, weight in self._lora if "lora_B" in name]
         return not own and not any(weight.any() for weight in factors)
 
+    def known_velocity(self, x, t, cond, v) -> Tensor:
+        "`velocity` where its value `v` is known: v + w (c − sg c), without the empty prompt"
+        own = type(self).velocity is not GuidedVelocity.velocity  # who knows its branches
+        if own or self.guidance_scale == 1 or self._drops:
+            return self.velocity(x, t, cond)
+        c = self.model_velocity(x, t, [""] * len(x) if cond is None else list(cond))
+        return v + self.guidance_scale * (c - c.detach())
+
     def base_velocity(self, x, t, cond=None) -> Tensor:
         "Frozen velocity, the adapter off; differentiable in `x` through both branches"
         with self.adapter_off():
