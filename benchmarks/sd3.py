@@ -73,7 +73,8 @@ MEDIUM = dict(
     ),
     projection_dim=1024,
 )
-SIZES = dict(small=SMALL, medium=MEDIUM)
+TINY = dict(SMALL, transformer=dict(SMALL["transformer"], num_layers=2))  # To count passes
+SIZES = dict(tiny=TINY, small=SMALL, medium=MEDIUM)
 
 
 class RandomPrompts(SD3Flow):
@@ -97,16 +98,21 @@ class RandomPrompts(SD3Flow):
         return embeddings.expand(n, -1, -1), pooled.expand(n, -1)
 
 
+def shape_of(size):
+    "Sizes by name, or as they are given"
+    return size if isinstance(size, dict) else SIZES[size]
+
+
 def make_transformer(size, resolution):
     "A transformer with random weights"
     latents = dict(sample_size=resolution // 8, in_channels=16, out_channels=16)
-    shape = SIZES[size]["transformer"]
+    shape = shape_of(size)["transformer"]
     return diffusers.SD3Transformer2DModel(patch_size=2, **latents, **shape)
 
 
 def make_decoder(size, resolution):
     "An autoencoder with random weights"
-    shape = SIZES[size]["vae"]
+    shape = shape_of(size)["vae"]
     n = len(shape["block_out_channels"])
     return diffusers.AutoencoderKL(
         latent_channels=16,
@@ -125,8 +131,10 @@ def make_decoder(size, resolution):
 def make_pipeline(size, resolution, device, dtype):
     "A pipeline without text encoders, made on `device`"
     with torch.device(device):
-        transformer = make_transformer(size, resolution).to(dtype)
-        vae = make_decoder(size, resolution).to(dtype)
+        transformer = make_transformer(size, resolution)
+        vae = make_decoder(size, resolution)
+    if dtype != torch.float32:
+        transformer, vae = transformer.to(dtype), vae.to(dtype)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     kinds = [
         f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")
@@ -140,7 +148,7 @@ class RandomClipScore(torch.nn.Module):
 
     def __init__(self, size, device, dtype):
         super().__init__()
-        shape = SIZES[size]
+        shape = shape_of(size)
         config = transformers.CLIPConfig(
             text_config=shape["text"],
             vision_config=shape["vision"],
@@ -161,5 +169,5 @@ def build(size, resolution, guidance=5.0, device="cpu", dtype=torch.float32, ran
     torch.manual_seed(0)
     pipeline = make_pipeline(size, resolution, device, dtype)
     flow = RandomPrompts(pipeline, lora_rank=rank, guidance_scale=guidance)
-    flow.set_tokens(SIZES[size]["tokens"])
+    flow.set_tokens(shape_of(size)["tokens"])
     return flow, RandomClipScore(size, device, torch.float32)

@@ -1,14 +1,15 @@
 "What an update costs: passes and operations beside the public preview's."
 
-import csv
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from method_worlds import gaussian
 
+from benchmarks.passes import operations, operations_of, parts, passes_of, passes_row
+from benchmarks.recipes import make_samples, whole_update
+from benchmarks.sd3 import build
 from vggflow.methods.cost import (
     counted,
     flops,
@@ -22,13 +23,14 @@ from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import time_grid
 
 ROOT = Path(__file__).parents[2]
+REUSE = "VGG-Flow, reuse"
 
 
 def reward(x, prompts=None):
     return x.sum(1)
 
 
-def make_samples(flow):
+def few_samples(flow):
     "Three samples, eight steps, four transitions of each"
     return Samples.draw(flow, None, time_grid(8), indices=range(3), transitions=4)
 
@@ -36,7 +38,7 @@ def make_samples(flow):
 def passes(update):
     "For each sample and transition, without the sampling"
     flow = gaussian()
-    whole, part = update_passes(flow, reward, update, make_samples(flow))
+    whole, part = update_passes(flow, reward, update, few_samples(flow))
     return (whole - part).per(3 * 4)
 
 
@@ -60,9 +62,26 @@ def test_passes_of_a_method(name):
     assert (p["forward"], p["backward"], p["reward_backward"]) == pytest.approx(want)
 
 
-def test_the_reference_has_the_passes_that_were_counted():
-    want = dict(forward=13, backward=11, reward=3, reward_backward=3)
+def test_the_reference_without_guidance_has_one_pass_for_each_velocity():
+    want = dict(forward=8, backward=7, reward=3, reward_backward=3)
     assert passes(reference_update) == want
+
+
+GUIDED = {  # With guidance 5: forward, backward, gradients of the reward
+    "reference": (13, 11, 3),  # of the authors' preview, both branches counted
+    "VGG-Flow": (3, 3, 2),
+    "VGG-Flow, reuse": (3, 3, 1),
+    "VGG-Flow, no correction": (3, 1, 1),
+    "VGG-Flow-PMP": (3 + 2 * 20 / 5, 1 + 2 * 20 / 5, 1 / 5),
+    "AM": (3 + 20 / 5, 1 + 20 / 5, 1 / 5),  # its adjoint is that of the prompt's branch
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_passes_with_guidance_count_both_branches(name):
+    row = passes_row(name, 5.0, steps=20, transitions=5)
+    found = (row["forward"], row["backward"], row["reward_backward"])
+    assert found == pytest.approx(GUIDED[name])
 
 
 def test_a_tap_changes_nothing():
@@ -72,7 +91,7 @@ def test_a_tap_changes_nothing():
         torch.manual_seed(1)
         method = VGGFlow()
         method.setup(flow, reward)
-        return method.loss(flow, method.prepare(flow, reward, make_samples(flow)))[0]
+        return method.loss(flow, method.prepare(flow, reward, few_samples(flow)))[0]
 
     plain = loss(reward)
     with counted(flow, reward) as (_, tapped):
@@ -88,24 +107,33 @@ def test_operations_of_a_product():
     assert flops(lambda: gradient(a)) == 2 * 2 * 3 * 5 * 7
 
 
-def test_an_update_costs_a_third_of_the_reference(tmp_path):
-    "The numbers that the README promises, by the benchmark at its small configuration"
-    command = [sys.executable, ROOT / "benchmarks/sd3_gpu.py", "--size", "small"]
-    command += ["--repeats", "0", "--steps", "8", "--transitions", "2"]
-    command += ["--methods", "VGG-Flow", "VGG-Flow, reuse"]
-    command += ["--device", "cpu", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = csv.DictReader((tmp_path / "sd3-cost-small-cpu.csv").open())
-    reference, ours, reuse = rows
+@pytest.mark.parametrize("name", ["reference", "VGG-Flow", "VGG-Flow-PMP"])
+def test_the_operations_of_a_whole_update_are_those_of_its_parts(name):
+    "Counted in whole at a small size: the way in which the full size is counted"
+    plan = dict(steps=3, transitions=1)
+    part = parts(*build("tiny", 64, device="meta"))
+    update, (flow, reward) = whole_update(name), build("tiny", 64)
+    counted = flops(lambda: update(flow, reward, make_samples(flow, **plan)))
+    made = operations_of(name, part, *passes_of(name, **plan), 1)["whole"]
+    assert made == pytest.approx(counted, rel=0.03)
 
-    def passes_of(row):
-        return [float(row[k]) for k in ("forward", "backward", "reward_backward")]
 
-    assert passes_of(reference) == [13, 11, 3]
-    forward, backward, gradients = passes_of(ours)
-    assert forward <= 3 and backward <= 3 and gradients == 2
-    assert float(reuse["reward_backward"]) == 1
-    for row in (ours, reuse):
-        assert float(row["tflop_training_ratio"]) <= 0.30
-        assert float(row["tflop_ratio"]) <= 0.45
+def test_one_reward_gradient_costs_under_a_third_of_the_reference():
+    "With guidance 5, 20 steps, 5 transitions, counted now with parts of a small size"
+    _, two, one = operations("small", 64, methods=("reference", "VGG-Flow", REUSE))
+    assert 0.2 < one["training_ratio"] <= 0.30 and 0.3 < one["whole_ratio"] <= 0.43
+    assert one["training_ratio"] < two["training_ratio"] < 0.4
+
+
+def test_at_full_size_too_as_was_counted_last():
+    "Stable Diffusion 3 medium, by `make bench`"
+    found = json.loads((ROOT / "data/bench/passes.json").read_text())
+    ours = [row for row in found["operations"] if row["method"] == REUSE]
+    assert [row["resolution"] for row in ours] == [512, 1024]
+    for row in ours:
+        assert 0.2 < row["training_ratio"] <= 0.30 and 0.3 < row["whole_ratio"] <= 0.43
+    counted = {row["method"]: row for row in found["passes"] if row["guidance"] == 5}
+    for name, passes_before in GUIDED.items():
+        kinds = ("forward", "backward", "reward_backward")
+        row = [counted[name][kind] for kind in kinds]
+        assert row == pytest.approx(passes_before), f"make bench again: {name}"

@@ -1,0 +1,73 @@
+"The quick profile on a cluster: what Slurm is asked for, read from the jobs themselves"
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_slurm
+import pytest
+
+from vggflow.experiments.schedule import make_plan
+
+ROOT = Path(__file__).parents[2]
+# As the guide has them (nbs/pages/sd3_guide.ipynb)
+RESOURCES = ("slurm_partition=gpu", "runtime=1440", "mem_mb=64000", "gpu=1")
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    "The jobs of the quick profile, as sbatch got them; and the plan"
+    root = tmp_path_factory.mktemp("cluster")
+    shutil.copy(ROOT / "Snakefile", root)
+    shutil.copy(ROOT / "experiments.toml", root)
+    shutil.copytree(ROOT / "nbs/experiments", root / "nbs/experiments")
+    environment = fake_slurm.install(root / "slurm")
+    environment["VGGFLOW_ROOT"] = str(root)
+    words = ("figures", "--profile", "quick", "--executor", "slurm", "--jobs", "60")
+    command = [sys.executable, "-m", "vggflow.cli", *words]
+    command += ["--", "--default-resources", *RESOURCES]
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode, "a job that was refused counted as made"
+    found = fake_slurm.submitted(root / "slurm")
+    assert found, done.stderr[-3000:]
+    return found
+
+
+def commands(jobs):
+    "What each job runs"
+    wrapped = [word for job in jobs for word in job["arguments"] if "--wrap" in word]
+    return [shlex.split(word.removeprefix("--wrap=")) for word in wrapped]
+
+
+def test_every_run_is_a_job_of_its_own(jobs):
+    plan = make_plan("quick", fresh=True)
+    wanted = {
+        f"run:folder={card.experiment},run={card.id}"
+        for cards in plan.cards.values()
+        for card in cards
+    }
+    asked = [words[words.index("--target-jobs") + 1] for words in commands(jobs)]
+    assert len(asked) == len(jobs) and set(asked) == wanted
+
+
+def test_a_job_asks_for_the_time_the_memory_and_the_gpu_that_the_user_set(jobs):
+    for job in jobs:
+        asked = " ".join(job["arguments"])
+        for text in ("-p gpu", "-t 1440", "--mem 64000", "--gpus=1", "--cpus-per-task=1"):
+            assert text in asked
+
+
+def test_a_job_runs_this_python_on_this_checkout(jobs):
+    for job, words in zip(jobs, commands(jobs)):
+        root = Path(job["arguments"][job["arguments"].index("-D") + 1])
+        assert words[:3] == [sys.executable, "-m", "snakemake"]
+        assert Path(words[words.index("--snakefile") + 1]) == root / "Snakefile"
+        assert "profile=quick" in words and "slurm-jobstep" in words
+        card = next(word for word in words if word.endswith("card.json"))
+        assert re.fullmatch(r"data/runs/[\w-]+/[\w-]+/card.json", card)
+        assert (root / card).exists()
