@@ -6,6 +6,9 @@ PROFILE    ?= quick
 CORES      ?= 2
 THREADS    ?= 1
 FIGURES    ?=
+SIZE       ?= full
+STAGES     ?=
+BENCH_FLAGS ?=
 PIP_FLAGS  ?=
 LAB_FLAGS  ?=
 BIN        := .venv/bin
@@ -15,11 +18,11 @@ PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures redraw status test style export readme register claims site lab clean-notebooks
+.PHONY: help setup figures redraw status bench test style export readme register claims site lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
-	@echo "  variables: PROFILE=smoke|quick|paper|sd3 ($(PROFILE))  FIGURES='5 table1 ...' (all)  CORES=n ($(CORES))  THREADS=n of each test process ($(THREADS))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'  LAB_FLAGS='--no-browser --allow-root'"
+	@echo "  variables: PROFILE=smoke|quick|paper|sd3 ($(PROFILE))  FIGURES='5 table1 ...' (all)  CORES=n ($(CORES))  SIZE=small|full ($(SIZE))  STAGES='passes updates startup quick growth projection gpu' (all)  THREADS=n of each test process ($(THREADS))  PYTHON=python3.11+ ($(PYTHON))  PIP_FLAGS='...'  LAB_FLAGS='--no-browser --allow-root'"
 
 setup: $(STAMP) ## make .venv, install the package and register its notebook kernel
 
@@ -29,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "[setup] making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; }
 	@echo "[setup] installing torch"
 	@$(PIP) torch==2.13.0 | $(COUNT)
-	@echo "[setup] installing vggflow[figures,dev], about two minutes the first time"
+	@echo "[setup] installing vggflow[figures,dev]"
 	@$(PIP) -e '.[figures,dev]' | $(COUNT)
 	@$(BIN)/python -m ipykernel install --sys-prefix --name vggflow --display-name vggflow >/dev/null
 	@echo "[setup] compiling what runs import"
@@ -44,6 +47,11 @@ redraw: setup ## draw the figures from the committed tables; runs nothing
 
 status: setup ## what of PROFILE is done, running, missing or out of date, and the time left
 	@$(BIN)/vggflow status --profile $(PROFILE) --cores $(CORES)
+
+bench: setup ## measure speed, stage by stage, into data/bench, and the page of it (SIZE=small: to see that it works)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m benchmarks $(STAGES) --size $(SIZE) $(BENCH_FLAGS)
+	@[ $(SIZE) != full ] || { PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/speed.ipynb && \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/pages/speed.ipynb; }
 
 test: setup ## everything CI checks: export in step, every notebook runs, tests pass
 	@echo "[test] repository: export and README in step, notebooks clean, imports downwards, form"

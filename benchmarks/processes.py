@@ -1,7 +1,5 @@
 """A run on one process and on two, of one thread each, connected by gloo.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.processes OUT.json
-
 Both processes stay for all of it. Each round does, one after the other: an update by the
 first process alone while the second waits; the same update shared by both; and an update
 by each for a run of its own. Seconds are those of a clock, since waiting is what counts.
@@ -9,6 +7,9 @@ by each for a run of its own. Seconds are those of a clock, since waiting is wha
 
 import argparse
 import json
+import os
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import child_seconds, paired, spread
+from benchmarks.measure import paired, spread
 from benchmarks.recipes import fresh_method
 from benchmarks.updates import emoji
 from vggflow.training.config import FinetuneConfig
@@ -69,21 +70,36 @@ def measure_rounds(rounds, batch, steps):
     return found, both.main
 
 
+def free_port():
+    "A port that nobody listens on"
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(rank, port, words):
+    "One of two processes, as a launcher starts it"
+    place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1")
+    place |= dict(MASTER_PORT=port, OMP_NUM_THREADS=1, ACCELERATE_USE_CPU="true")
+    environment = dict(os.environ, **{name: str(value) for name, value in place.items()})
+    command = [sys.executable, "-m", "benchmarks.processes", *map(str, words)]
+    return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[1])
+
+
 def two_processes(rounds, batch=8, steps=20):
     "Seconds and efficiencies, measured by two processes that are started here"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
-        launch = (
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--master-port",
-            "0",
-        )
-        numbers = ("--rounds", rounds, "--batch", batch, "--steps", steps)
-        command = (sys.executable, *launch, "-m", "benchmarks.processes", out, *numbers)
-        child_seconds([str(word) for word in command], cwd=Path(__file__).parents[1])
+        words = (out, "--rounds", rounds, "--batch", batch, "--steps", steps)
+        port = free_port()
+        started = [start(rank, port, words) for rank in range(2)]
+        try:
+            failed = any([process.wait(600) for process in started])
+        finally:
+            for process in started:
+                process.kill()
+        if failed:
+            raise RuntimeError("two processes: one of them failed, see above")
         return summary(json.loads(out.read_text()), batch)
 
 
@@ -110,6 +126,7 @@ def main():
     found, main = measure_rounds(args.rounds, args.batch, args.steps)
     if main:
         Path(args.out).write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
