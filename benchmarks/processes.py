@@ -26,10 +26,13 @@ from vggflow.training.processes import Processes, launched
 from vggflow.training.update import TrainingState, draw_samples, take_step
 
 
-def make_step(processes, batch, steps, share=False):
+def make_step(processes, batch, steps):
     "A function that makes an update of a run shared by `processes`"
     flow, reward = emoji()
-    config = FinetuneConfig(batch_size=batch, steps=steps, shift=1.0, lr=1e-3)
+    transitions = min(5, steps)
+    config = FinetuneConfig(
+        batch_size=batch, steps=steps, transitions=transitions, shift=1.0, lr=1e-3
+    )
     method = fresh_method("VGG-Flow, reuse")
     state = TrainingState(flow, reward, method, config, Interrupts(processes))
 
