@@ -10,6 +10,7 @@ from tiny_flows import (
     TWO,
     T,
     X,
+    all_close,
     base_velocity,
     close,
     reload,
@@ -243,3 +244,22 @@ def test_other_weights_of_the_same_name_are_another_run(tiny, tmp_path):
     del said["about"]
     record.write_text(json.dumps(said))
     train(other)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_known_velocity_has_the_value_and_the_gradient_of_the_velocity(tiny, scale):
+    flow = reload(tiny["no_t5"], guidance_scale=scale)
+    with torch.no_grad():
+        known = flow.velocity(X, T, TWO)
+    weights = flow.trainable_parameters()
+    pairs = []
+    for v in (flow.velocity(X, T, TWO), flow.known_velocity(X, T, TWO, known)):
+        pairs.append((v.detach(), torch.autograd.grad(v.pow(2).sum(), weights)))
+    (value, gradient), (other, others) = pairs
+    assert close(other, value) and all_close(others, gradient)
+
+
+def test_a_known_velocity_with_dropout_is_computed_again(tiny):
+    flow = reload(tiny["no_t5"], guidance_scale=5.0, lora_dropout=0.5)
+    off = flow.known_velocity(X, T, TWO, torch.zeros_like(X))
+    assert off.abs().max() > 0

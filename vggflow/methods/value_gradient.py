@@ -183,7 +183,8 @@ def loss_terms(
     else:
         with torch.no_grad():
             base = flow.base_velocity(*at)
-    push = flow.known_velocity(*at, items.v) - base  # now that the graph of the base's VJP is gone
+    # now that the graph of the base's VJP is gone
+    push = flow.known_velocity(*at, items.v) - base
     terms["matching"] = matching_loss(push, g, method.beta) / method.beta**2
     if "edge" in items.tensors:
         terms["boundary"] = boundary_term(method, items)
