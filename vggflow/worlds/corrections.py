@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from .activation import quicken
 from .checks import quietly
 from .recompute import attention_kernel
 
@@ -42,7 +43,7 @@ class SD3Correction(nn.Module):
         config = flow.transformer.config
         heads = heads or max(1, config.num_attention_heads // 2)
         with quietly():
-            self.net = SD3Transformer2DModel(
+            net = SD3Transformer2DModel(
                 in_channels=3 * config.in_channels,
                 out_channels=config.in_channels,
                 num_layers=layers,
@@ -50,6 +51,7 @@ class SD3Correction(nn.Module):
                 caption_projection_dim=heads * config.attention_head_dim,
                 **{name: config[name] for name in _SAME},
             )
+        self.net = quicken(net)
         for weight in self.net.proj_out.parameters():
             nn.init.zeros_(weight)
         self.settings = dict(kind="transformer", layers=layers, heads=heads)

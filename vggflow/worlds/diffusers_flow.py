@@ -28,6 +28,7 @@ from vggflow.worlds.checks import (
 )
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #b75c796c
+from .activation import quicken
 from .corrections import AdapterCorrection
 from .decoding import ImageDecoding, check_tiny_decoder, tiny_decoder
 from .encodings import PromptMemory
@@ -203,7 +204,7 @@ class PipelineParts:
             )
         self._pipe = (pipe,)  # a tuple: its parts are not modules of ours
         self.transformer, self.vae, self.taesd = pipe.transformer, pipe.vae, None
-        self.transformer.requires_grad_(False).eval()
+        quicken(self.transformer).requires_grad_(False).eval()
         self.vae.requires_grad_(False).eval()
         self._has_t5 = getattr(pipe, "text_encoder_3", None) is not None
         self._cache, self._stacked, self._disk, self._which = {}, {}, None, "default"
