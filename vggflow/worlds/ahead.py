@@ -80,7 +80,7 @@ class GridValues(GridAhead):
         if self.step is None or not self._fits(pooled):
             self.step = None
             return _own(self.net.time_text_embed, timestep, pooled)
-        if pooled is not self.pooled:
+        if self.pooled is None or not torch.equal(pooled, self.pooled):
             self._prepare(pooled)
         return self.embeddings[self.step]
 
