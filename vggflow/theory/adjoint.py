@@ -125,7 +125,7 @@ def memoryless_sample(
     steps = partial(memoryless_steps, field, times.to(x0.device))
     if torch.is_grad_enabled():
         return Trajectory(*steps(x0, noise, cond), times)
-    with flow.drawing():
+    with flow.drawing(times):
         states = in_portions(steps, "without_gradients", x0, noise, cond, dim=1)
     return Trajectory(*states, times)
 

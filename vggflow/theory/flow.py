@@ -81,7 +81,7 @@ class FlowModel(Trainable):
         return False
 
     @contextmanager
-    def drawing(self):
+    def drawing(self, times: Tensor = None):
         "A block without gradients in which no weight changes: a flow may prepare for it"
         yield
 
@@ -332,7 +332,7 @@ def sample(
 
     if torch.is_grad_enabled():
         return Trajectory(*follow(x0, cond), times)
-    with flow.drawing():
+    with flow.drawing(times):
         states = in_portions(follow, "without_gradients", x0, cond, dim=1)
     return Trajectory(*states, times)
 

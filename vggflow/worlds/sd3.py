@@ -46,12 +46,12 @@ class SD3Flow(DiffusersFlow):
         return context, pooled
 
     def call_transformer(self, net, x, t, context, pooled) -> Tensor:
-        "Velocity: diffusers' time is 1000 (1 − t), a float, and its output is −v"
+        "Velocity: diffusers' output is −v"
         out = net(
             x,
             encoder_hidden_states=context,
             pooled_projections=pooled,
-            timestep=1000 * (1 - t),
+            timestep=self.timestep(t),
             return_dict=False,
         )[0]
         return -out
