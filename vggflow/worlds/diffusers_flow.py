@@ -98,12 +98,6 @@ class GuidedVelocity:
         "Finetuned velocity; with gradients on, the empty prompt's branch is a constant"
         return self.guided(x, t, cond, detach=torch.is_grad_enabled())
 
-    def is_base(self) -> bool:
-        "Whether the adapter adds nothing: its second factors are zero"
-        own = type(self).velocity is not GuidedVelocity.velocity  # who knows what it adds
-        factors = [weight for name, weight in self._lora if "lora_B" in name]
-        return not own and not any(weight.any() for weight in factors)
-
     def base_velocity(self, x, t, cond=None) -> Tensor:
         "Frozen velocity, the adapter off; differentiable in `x` through both branches"
         with self.adapter_off():
@@ -120,6 +114,12 @@ class KnownVelocity:
             return self.velocity(x, t, cond)
         c = self.model_velocity(x, t, [""] * len(x) if cond is None else list(cond))
         return v + self.guidance_scale * (c - c.detach())
+
+    def is_base(self) -> bool:
+        "Whether the adapter adds nothing: its second factors are zero"
+        own = type(self).velocity is not GuidedVelocity.velocity  # who knows what it adds
+        factors = [weight for name, weight in self._lora if "lora_B" in name]
+        return not own and not any(weight.any() for weight in factors)
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #39ea91da
 class DescribedFlow:
