@@ -82,11 +82,17 @@ def test_large_tables_are_not_made(tiny, monkeypatch, looks):
 
 
 def test_values_are_made_once_for_a_block(tiny, monkeypatch):
-    made, prepare = [], GridValues._prepare
-    monkeypatch.setattr(GridValues, "_prepare", lambda v, p: made.append(prepare(v, p)))
+    made, every_step = [], GridValues._every_step
+
+    def counted(values, pooled):
+        made.append(len(pooled))
+        return every_step(values, pooled)
+
+    monkeypatch.setattr(GridValues, "_every_step", counted)
     for dtype in (torch.float32, torch.bfloat16):
         drawn(reload(tiny["t5"], dtype=dtype), X, TWO)
-    assert len(made) == 2
+    drawn(reload(tiny["t5"], guidance_scale=2.0, cfg_batched=False), X, TWO)
+    assert len(made) == 2 + 2  # prompts and empty prompts in turn
 
 
 def test_an_adapter_among_these_parts_is_respected(tiny, monkeypatch):

@@ -46,10 +46,6 @@ from .world import flow_recipe, parameters
 class GuidedVelocity:
     "Finetuned and base velocity with classifier-free guidance (a part of a flow)"
 
-    def timestep(self, t) -> Tensor:
-        "diffusers' time for ours: 1000 (1 − t), a float"
-        return 1000 * (1 - t)
-
     def call_transformer(self, net, x, t, *encodings) -> Tensor:
         "Velocity by one call of the pipeline's transformer, shape of `x`"
         raise NotImplementedError(f"{type(self).__name__} has no call_transformer")

@@ -83,6 +83,10 @@ class DrawingBlock:
     fold = True  # Whether it may be
     _block = None  # Inside `drawing`: whether layers can be folded, and what they became
 
+    def timestep(self, t) -> Tensor:
+        "diffusers' time for ours: 1000 (1 − t), a float"
+        return 1000 * (1 - t)
+
     @contextlib.contextmanager
     def drawing(self, times=None):
         "A block without gradients in which no weight changes"
