@@ -35,7 +35,7 @@ def evaluate(
     clip="",  # Folder or hub id of a CLIP, for the alignment with the prompts
     batch_size: int = 32,  # Images at once
     seed: int = 12345,  # Of the noise
-    cache=None,  # Folder for the base model's features; False keeps nothing
+    cache=None,  # Folder of the base model's features and images; False: none
 ) -> dict:  # name -> number
     "Judge a model on fixed prompts and noise"
     reward = get_reward(reward) if isinstance(reward, str) else reward

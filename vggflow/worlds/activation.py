@@ -28,7 +28,10 @@ def by_sigmoid(
 ) -> Tensor:  # Shape of `x`
     "The tanh form of GELU"
     out = torch.empty_like(x)
-    for piece, here in zip(x.flatten().split(PIECE), out.flatten().split(PIECE)):
+    pieces = [(x, out)]
+    if x.numel() > PIECE:
+        pieces = zip(x.flatten().split(PIECE), out.flatten().split(PIECE))
+    for piece, here in pieces:
         torch.mul(piece, piece, out=here)
         torch.addcmul(piece, here, piece, value=0.044715, out=here)
         here.mul_(SLOPE).sigmoid_().mul_(piece)
