@@ -4,6 +4,8 @@ import pytest
 from toy_checkout import ROOT, TOML, rewrite
 
 from vggflow.experiments.cards import (
+    experiment_names,
+    has_profile,
     load_card,
     read_cards,
     read_experiments,
@@ -149,3 +151,17 @@ def test_templates_of_this_project_declare_their_parameters():
 
 def test_the_file_of_the_tests_is_what_it_seems(checkout):
     assert (checkout / "experiments.toml").read_text() == TOML
+
+
+def test_no_series_makes_a_smoke_run_long():
+    "What a series says of its size does not win over the smoke profile"
+    experiments = read_experiments()
+    names = [
+        n for n in experiment_names(experiments) if has_profile(experiments[n], "smoke")
+    ]
+    cards = [card for name in names for card in read_cards(name, "smoke", experiments)]
+    most = dict(updates=6, batch_size=32, trajectories=16, held_out=16, images_per_prompt=4)
+    for card in cards:
+        own = card.parameters
+        large = {k: own[k] for k in most if own.get(k, 0) > most[k]}
+        assert not large, (card.experiment, card.label, large)

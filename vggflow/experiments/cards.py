@@ -274,10 +274,13 @@ def _combinations(table, profile):
     "What the file says of each run: series by series, every combination of the grid"
     grid = {**table.get("grid", {}), **profile.get("grid", {})}
     series = profile.get("series", table.get("series", [{}]))
-    own = {name: value for name, value in profile.items() if name not in ("grid", "series")}
+    always = profile.get("always", {})
+    shape = ("grid", "series", "always")
+    own = {name: value for name, value in profile.items() if name not in shape}
+    shared = {**table.get("parameters", {}), **own}
     for entry in series:
         for values in product(*grid.values()):
-            yield {**table.get("parameters", {}), **own, **entry, **dict(zip(grid, values))}
+            yield {**shared, **entry, **dict(zip(grid, values)), **always}
 
 # %% ../../nbs/6_experiments/cards.ipynb #93d6322b
 def read_prompts(
