@@ -14,6 +14,7 @@ from benchmarks.measure import cpu_seconds, interleaved, spread
 from vggflow.commands.run import method_of
 from vggflow.common.files import read_rows
 from vggflow.experiments.schedule import make_plan
+from vggflow.judging.prompts import evenly
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.update import TrainingState, draw_samples, take_step
 from vggflow.worlds.world import get_world
@@ -54,8 +55,7 @@ def evaluation_seconds(prompts, images, steps):
     "CPU seconds of the base's images, of the evaluation at update 0, and of a later one"
     place = get_world("emoji")
     built = place.build()
-    every = max(1, len(built.prompts) // prompts)
-    asked = built.prompts[::every][:prompts]
+    asked = evenly(built.prompts, prompts)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         how = dict(prompts=asked, images_per_prompt=images, steps=steps, shift=1.0)

@@ -26,6 +26,7 @@ from vggflow.experiments.figures import (
     figure_state,
     read_figures,
 )
+from .notebooks import Watch
 from .status import time_left
 from .tables import kept_runs, table_path, table_state
 
@@ -162,7 +163,7 @@ def _say_where(plan):
         print_line(figure_line(figure.files(plan.profile)[0], plan.profile))
 
 # %% ../../nbs/6_experiments/schedule.ipynb #c51d6f28
-class TimeLeft(threading.Thread):
+class TimeLeft(Watch):
     "Say how much of a plan is left whenever one of its runs has ended"
 
     def __init__(
@@ -171,12 +172,11 @@ class TimeLeft(threading.Thread):
         cores: int,  # Runs at once
         every: float = 2.0,  # Seconds between looks
     ):
-        super().__init__(daemon=True)
+        super().__init__()
         cards = (card for name in plan.cards for card in plan.unkept(name))
         self.cards = {card.id: card for card in cards}.values()
         self.cores = cores
         self.every = every
-        self.over = threading.Event()
 
     def run(self):
         "Look until the plan is made"
@@ -188,14 +188,6 @@ class TimeLeft(threading.Thread):
     def finished(self) -> int:
         "How many runs have ended"
         return sum(card.finished for card in self.cards)
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.join()
 
 # %% ../../nbs/6_experiments/schedule.ipynb #19b2e4b8
 _CHATTER = re.compile(

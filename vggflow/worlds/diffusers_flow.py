@@ -105,17 +105,19 @@ class KnownVelocity:
 
     def known_velocity(self, x, t, cond, v) -> Tensor:
         "`velocity`, whose value is `v`: v + w (c − sg c), without the empty prompt"
-        own = type(self).velocity is not GuidedVelocity.velocity  # who knows its branches
-        if own or self.guidance_scale == 1 or self._drops:
+        if self._own_velocity() or self.guidance_scale == 1 or self._drops:
             return self.velocity(x, t, cond)
         c = self.model_velocity(x, t, [""] * len(x) if cond is None else list(cond))
         return v + self.guidance_scale * (c - c.detach())
 
     def is_base(self) -> bool:
         "Whether the adapter adds nothing: its second factors are zero"
-        own = type(self).velocity is not GuidedVelocity.velocity  # who knows what it adds
         factors = [weight for name, weight in self._lora if "lora_B" in name]
-        return not own and not any(weight.any() for weight in factors)
+        return not self._own_velocity() and not any(weight.any() for weight in factors)
+
+    def _own_velocity(self) -> bool:
+        "Whether a subclass has a velocity of its own: who knows its branches"
+        return type(self).velocity is not GuidedVelocity.velocity
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #39ea91da
 class DescribedFlow:
