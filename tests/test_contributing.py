@@ -3,11 +3,13 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import status_of
+
+from vggflow import cli
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf8")
@@ -41,20 +43,22 @@ def checkout(tmp_path):
     return tmp_path
 
 
+def call(words: list, folder: Path):
+    "Be the process of a command in a folder"
+    os.chdir(folder)
+    os.environ.update(HF_HUB_OFFLINE="1", VGGFLOW_ROOT=str(folder))
+    sys.exit(cli.main(words))
+
+
 def follow(title: str, folder: Path) -> None:
-    "Write the files of a section and call its commands"
+    "Write the files of a section and call its commands, each in a process of its own"
     text = section(title)
     for name, content in files(text).items():
         (folder / name).write_text(content, encoding="utf8")
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "VGGFLOW_ROOT": str(folder)}
     for command in commands(text):
-        words = shlex.split(command)
-        assert words[0] == "vggflow", f"{title}: {command}"
-        called = [sys.executable, "-m", "vggflow.cli", *words[1:]]
-        done = subprocess.run(
-            called, cwd=folder, env=variables, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        program, *words = shlex.split(command)
+        assert program == "vggflow", f"{title}: {command}"
+        assert status_of(call, words, folder) == 0, command
 
 
 @pytest.mark.parametrize("what", ["reward", "method", "model"])

@@ -120,7 +120,8 @@ def test_the_operations_of_a_whole_update_are_those_of_its_parts(name):
 
 def test_one_reward_gradient_costs_under_a_third_of_the_reference():
     "With guidance 5, 20 steps, 5 transitions, counted now with parts of a small size"
-    _, two, one = operations("small", 64, methods=("reference", "VGG-Flow", REUSE))
+    methods = ("reference", "VGG-Flow", REUSE)
+    _, two, one = operations("small", 64, methods=methods, steps=20)
     assert 0.2 < one["training_ratio"] <= 0.30 and 0.3 < one["whole_ratio"] <= 0.43
     assert one["training_ratio"] < two["training_ratio"] < 0.4
 

@@ -1,0 +1,23 @@
+"A process forked from this one, which has imported what takes long to import"
+
+import multiprocessing
+from functools import cache
+
+from vggflow.experiments.warm import import_for, may_fork
+
+
+@cache
+def context():
+    "Where processes come from; where nothing forks, each imports for itself"
+    if not may_fork():
+        return multiprocessing.get_context("spawn")
+    import_for("finetune", "samples", "convergence", "pareto")
+    return multiprocessing.get_context("fork")
+
+
+def status_of(fn, *args) -> int:
+    "Exit status of a process that calls a function; what it prints the test has printed"
+    process = context().Process(target=fn, args=args)
+    process.start()
+    process.join()
+    return process.exitcode
