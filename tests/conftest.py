@@ -1,5 +1,6 @@
 "What holds for every test"
 
+import gc
 import os
 import shlex
 
@@ -7,6 +8,44 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggflow import cli
+
+LONG = (  # notebooks and files of tests, the longest first: two workers end together
+    *("1_theory/bounds", "3_training/loop", "1_theory/control", "2_methods/registry"),
+    *("1_theory/adjoint", "5_worlds/emoji", "1_theory/differences", "1_theory/exercises"),
+    *("3_training/diagnostics", "emoji/manifest", "1_theory/value", "experiments/peaks"),
+    *("test_distributed", "test_warm", "test_devices", "test_where_they_end"),
+    *("test_bench", "test_schedule", "test_end_to_end", "test_contributing"),
+    *("test_templates", "test_sd3_updates", "test_theory", "test_wheel", "test_cost"),
+)
+
+
+def unit(item) -> str:
+    "What one worker does as a whole: a notebook, or a file, whose tests share fixtures"
+    return item.callspec.id if is_notebook(item) else item.path.stem
+
+
+def is_notebook(item) -> bool:
+    return item.path.stem == "test_notebooks"
+
+
+def place(item) -> tuple:
+    "Notebooks first, while nothing else has run in their process; long before short"
+    name = unit(item)
+    return not is_notebook(item), LONG.index(name) if name in LONG else len(LONG)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "Order the tests, and say which of them belong together (`--dist loadgroup`)"
+    items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(unit(item)))
+
+
+def pytest_collection_finish():
+    "Keep the garbage collector away from what was imported"
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

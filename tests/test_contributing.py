@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,11 +42,11 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def call(words: list, folder: Path):
-    "Be the process of a command in a folder"
+def call(words: list, folder: Path) -> int:
+    "Exit status of a command in a folder"
     os.chdir(folder)
     os.environ.update(HF_HUB_OFFLINE="1", VGGFLOW_ROOT=str(folder))
-    sys.exit(cli.main(words))
+    return cli.main(words)
 
 
 def follow(title: str, folder: Path) -> None:

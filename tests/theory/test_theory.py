@@ -70,12 +70,6 @@ def exact_shift(S):
 
 
 @pytest.mark.parametrize("S", [0.04, 1.0])
-def test_lands_within_one_percent_of_the_exact_shift(S):
-    found = trained_shift(S, VGGFlow(beta=1.0, mode="exact"), seed=1)
-    assert abs(found / exact_shift(S) - 1) < 0.01
-
-
-@pytest.mark.parametrize("S", [0.04, 1.0])
 def test_no_correction_misses(S):
     found = trained_shift(S, VGGFlow(beta=1.0, correction=False))
     assert abs(found / exact_shift(S) - 1) > 0.1
@@ -161,29 +155,6 @@ def test_without_pulling_back_a_target_leans_on_the_next_value_alone(seed):
     assert (targets - one_step).abs().max() < 1e-10
     blended = costate_targets(value, tr, mu=0.1)[0].flatten(0, 1)
     assert (blended - one_step).abs().max() > 1e-3
-
-
-def trained_moments(mode):
-    "Mean and variance of x_1 after training towards the quadratic reward"
-    torch.manual_seed(0)
-    flow = GaussianFlow([0.0], 0.6)
-    finetune(flow, quadratic, VGGFlow(beta=1 / 0.7, mode=mode), CONFIG, progress=False)
-    x0 = torch.linspace(-4, 4, 401)[:, None]
-    weight = torch.exp(-(x0**2) / 2)
-    weight = weight / weight.sum()
-    with torch.no_grad():
-        x = sample(flow, x0, time_grid(200), method="midpoint").x1
-    mean = (weight * x).sum()
-    return mean.item(), (weight * (x - mean) ** 2).sum().item()
-
-
-def test_printed_differences_miss_where_the_exact_ones_land():
-    mean, variance = trained_moments("exact")
-    assert abs(mean / 0.644 - 1) < 0.02
-    assert abs(variance / 0.129 - 1) < 0.05
-    mean, variance = trained_moments("paper")
-    assert abs(mean / 0.644 - 1) > 0.1
-    assert abs(variance / 0.129 - 1) > 0.1
 
 
 def least_cost(flow, i, c, lam, times, x0):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_processes
+from forked import status_of
 from short_runs import EVERY_METHOD, column, distance
 
 from vggflow.common.files import read_rows
@@ -24,7 +26,6 @@ CARD = dict(
     progress=False,
 )
 CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
-PROCESSES = Path(__file__).parents[1] / "two_processes.py"
 IN_DOUBLE = 1e-12  # of the size of the numbers: sums in another order
 IN_SINGLE = 5e-5
 
@@ -40,9 +41,7 @@ def found(tmp_path_factory):
     "The folder; what one process found alone, and each of two together"
     folder = tmp_path_factory.mktemp("processes")
     (folder / "card.json").write_text(json.dumps(CARD))
-    command = [sys.executable, str(PROCESSES), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=alone())
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert status_of(two_processes.main, folder) == 0
     files = [folder / f"{name}.pt" for name in ("one", "0", "1")]
     return folder, *(torch.load(file, weights_only=False) for file in files)
 
