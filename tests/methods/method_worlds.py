@@ -81,7 +81,7 @@ def difference(a, b):
 
 
 def train(
-    flow, reward, method, updates=250, batch=32, lr=1e-2, shift=1.0, decay=0.0, cosine=True
+    flow, reward, method, updates=150, batch=32, lr=2e-2, shift=1.0, decay=0.0, cosine=True
 ):
     "A small loop as users have it: AdamW, clipped gradients; the losses"
     torch.manual_seed(0)
