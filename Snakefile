@@ -31,8 +31,6 @@ RUNS = {
     name: [below_root(card.save().parent) for card in PLAN.unkept(name)] for name in PLAN.cards
 }
 FOLDERS = list(dict.fromkeys(run.split("/")[2] for runs in RUNS.values() for run in runs))
-if int(config.get("local", 0)):  # with a rate to hold, Snakemake looks for jobs all the time
-    workflow.scheduling_settings.max_jobs_per_timespan = None
 WARM = WarmProcess()  # ends with this process; a job of a cluster starts its own
 VGGFLOW = shlex.join(WARM.command)
 

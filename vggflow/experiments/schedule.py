@@ -101,7 +101,6 @@ def make_figures(
         f"figures={','.join(plan.figures) if figures else ''}",
         f"experiments={','.join(experiments or [])}",
         f"fresh={int(fresh)}",
-        f"local={int(not executor)}",
     ]
     command = [*_snakemake(root, cores, executor), *_outdated(plan), *extra]
     with lock(root / ".figures.lock", "the figures of this checkout") as held:
