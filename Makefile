@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) -e '.[figures,dev]' | $(COUNT)
 	@$(BIN)/python -m ipykernel install --sys-prefix --name vggflow --display-name vggflow >/dev/null
 	@echo "[setup] compiling what runs import"
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'from vggflow.experiments.warm import import_for as f; f("finetune", "samples", "convergence", "pareto")'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'from vggflow.experiments.warm import USUAL, import_for; import_for(*USUAL)'
 	@touch $(STAMP) && echo "[setup] done"
 
 figures: setup ## run the experiments of PROFILE and draw the figures (resumes where it was stopped)

@@ -4,7 +4,7 @@ import multiprocessing
 import sys
 from functools import cache
 
-from vggflow.experiments.warm import import_for, may_fork
+from vggflow.experiments.warm import USUAL, import_for, may_fork
 
 
 @cache
@@ -12,7 +12,7 @@ def context():
     "Where processes come from; where nothing forks, each imports for itself"
     if not may_fork():
         return multiprocessing.get_context("spawn")
-    import_for("finetune", "samples", "convergence", "pareto")
+    import_for(*USUAL)
     return multiprocessing.get_context("fork")
 
 

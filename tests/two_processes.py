@@ -1,4 +1,4 @@
-"""The checks of two processes that train together: `python two_processes.py FOLDER`.
+"""The checks of two processes that train together, `main(folder)`.
 
 Two processes, connected by gloo, and one alone do them. All three are forks of one that
 has done the slow thing, importing torch and diffusers."""
@@ -389,7 +389,3 @@ def main(folder) -> int:
                 os.kill(other, signal.SIGKILL)
             return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
