@@ -57,7 +57,7 @@ test: setup ## everything CI checks: export in step, every notebook runs, tests 
 	@echo "[test] repository: export and README in step, notebooks clean, imports downwards, form"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_repo.py
 	@[ -d .venv/beside/bitsandbytes ] || { echo "[test] fetching bitsandbytes, for the test of its optimiser only"; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps --target .venv/beside $(PIP_FLAGS) bitsandbytes || echo "[test] not to be had here: that test is skipped"; }
-	@echo "[test] every notebook runs, tests pass"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MPLBACKEND=agg $(BIN)/python -m pytest -n $(CORES) --dist loadgroup --no-loadscope-reorder --durations 5 --ignore tests/test_repo.py
+	@echo "[test] every notebook runs, tests pass"; PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MPLBACKEND=agg $(BIN)/python -m pytest -n $(CORES) --no-loadscope-reorder --durations 5 --ignore tests/test_repo.py
 
 style: setup ## the form of the code, measured, and what is over a limit
 	@$(BIN)/python tests/style.py && $(BIN)/ruff format --check . && $(BIN)/ruff check .

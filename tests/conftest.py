@@ -3,12 +3,15 @@
 import gc
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from xdist.scheduler import LoadScopeScheduling
 
 from vggflow import cli
 
+NOTEBOOKS = "test_notebooks"
 LONG = (  # notebooks and files of tests, the longest first: two workers end together
     *("1_theory/bounds", "3_training/loop", "1_theory/control", "2_methods/registry"),
     *("1_theory/adjoint", "5_worlds/emoji", "1_theory/differences", "1_theory/exercises"),
@@ -19,27 +22,34 @@ LONG = (  # notebooks and files of tests, the longest first: two workers end tog
 )
 
 
-def unit(item) -> str:
+def unit(nodeid: str) -> str:
     "What one worker does as a whole: a notebook, or a file, whose tests share fixtures"
-    return item.callspec.id if is_notebook(item) else item.path.stem
-
-
-def is_notebook(item) -> bool:
-    return item.path.stem == "test_notebooks"
+    file, _, test = nodeid.partition("::")
+    name = Path(file).stem
+    return test.partition("[")[2][:-1] if name == NOTEBOOKS else name
 
 
 def place(item) -> tuple:
     "Notebooks first, while nothing else has run in their process; long before short"
-    name = unit(item)
-    return not is_notebook(item), LONG.index(name) if name in LONG else len(LONG)
+    name = unit(item.nodeid)
+    first = item.path.stem == NOTEBOOKS
+    return not first, LONG.index(name) if name in LONG else len(LONG)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    "Order the tests, and say which of them belong together (`--dist loadgroup`)"
+    "Order the tests"
     items.sort(key=place)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(unit(item)))
+
+
+class Units(LoadScopeScheduling):
+    "A worker takes whole units, in their order (with `--no-loadscope-reorder`)"
+
+    def _split_scope(self, nodeid):
+        return unit(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Units(config, log)
 
 
 def pytest_collection_finish():
