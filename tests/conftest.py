@@ -48,6 +48,7 @@ class Units(LoadScopeScheduling):
         return unit(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     return Units(config, log)
 
