@@ -42,6 +42,12 @@ wildcard_constraints:
     run="[^/]+",
 
 
+# `cores` and `jobs` limit what runs at once; the limit of jobs per second would have the
+# scheduler look for jobs each second, and once more for each job that has ended
+onstart:
+    workflow.scheduler.job_rate_limiter = None
+
+
 rule all:
     input:
         [below_root(file) for figure in FIGURES.values() for file in figure.files(PROFILE)],
