@@ -147,7 +147,8 @@ def _outdated(plan):
     "Arguments that make what is there but out of date again"
     root, fine, files = project_root(), ("", "missing"), []
     for experiment in plan.cards:
-        if table_state(experiment, plan.profile) not in fine:
+        to_run = any(not card.finished for card in plan.unkept(experiment))
+        if to_run or table_state(experiment, plan.profile) not in fine:
             files.append(table_path(experiment, plan.profile))
     for figure in plan.figures.values():
         if figure_state(figure, plan.profile) not in fine:
