@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['step_ends', 'TransitionMethod', 'VGGFlowItems', 'VGGFlow', 'loss_terms', 'consistency_term', 'takes_step',
-           'next_target', 'final_states', 'boundary_term', 'jitter', 'check_mode', 'check_numbers']
+           'final_states', 'boundary_term', 'jitter', 'check_mode', 'check_numbers']
 
 # %% ../../nbs/2_methods/value_gradient.ipynb #096823d4
 import torch
@@ -80,11 +80,11 @@ class VGGFlowItems(TransitionMethod):
 
     @property
     def pointwise(self) -> bool:
-        "Whether the consistency loss looks at single states"
+        "Whether the losses look at single states, in continuous time"
         return self.mode in consistency_modes
 
     def prepare(self, flow, reward, samples):
-        "Sample, choose transitions, measure the reward's gradient there"
+        "Sample, choose transitions, measure the reward's gradient where g is matched"
         with torch.no_grad():
             path = sample(flow, samples.x0, samples.times, samples.cond)
         rewards = score(flow, reward, path.x1, samples.cond)
@@ -92,14 +92,16 @@ class VGGFlowItems(TransitionMethod):
         x, t, v, cond = gather_transitions(path, k, samples.cond)
         if self.learn and self.mode == "exact-jittered":
             x, t, v = jitter(flow, samples, k, x, t, v, cond)
-        rg, factors = self.value.measure(x, t, cond, v, samples.over_batch)
-        known = dict(x=x, t=t, v=v, rg=rg, factors=factors)
+        x_to, t_to, v_to = (x, t, v) if self.pointwise else step_ends(path, k)[3:]
+        rg, factors = self.value.measure(x_to, t_to, cond, v_to, samples.over_batch)
+        known = dict(x=x, t=t, v=v, x_to=x_to, t_to=t_to, v_to=v_to)
+        known |= dict(rg=rg, factors=factors)
         known |= self.known_for_correction(samples, path, k) if self.learn else {}
         logs = dict(reward=rewards.mean().item())
         return Items(cond, samples.times, reward, logs, **known)
 
     def known_for_correction(self, samples, path, k) -> dict:
-        "What the correction learns from: the far ends, swept targets, final states"
+        "What the correction learns from besides: swept targets, final states"
         known = {}
         if self.whole or not self.value.meets_boundary:
             end, factors, rg = self.end_costate(samples, path.x1)
@@ -110,8 +112,6 @@ class VGGFlowItems(TransitionMethod):
             targets = costate_targets(self.value, path, samples.cond, self.mu, ends)
             swept = gather_transitions(Trajectory(*targets, samples.times), k)
             known |= dict(target=swept[0], base=swept[2])
-        elif self.mode in trajectory_modes:
-            known |= dict(zip(("x_next", "t_next", "v_next"), step_ends(path, k)[3:]))
         return known
 
 # %% ../../nbs/2_methods/value_gradient.ipynb #1cf71bfc
@@ -131,7 +131,7 @@ class VGGFlow(VGGFlowItems):
         clip: float | None = None,  # Quantile to clip reward gradients at; paper: 0.8
         correction: bool = True,  # Learn ν_φ; False is ν ≡ 0
         value_lr: float | None = None,  # Learning rate of ν_φ; None takes the flow's
-        reuse: bool = False,  # Take ∇r at the far end of a step from the near end
+        reuse: bool = False,  # Take ∇r at the start of a step from its end
     ):
         name = eta if isinstance(eta, str) else getattr(eta, "__name__", str(eta))
         hyper = dict(beta=beta, eta=name, mode=mode, mu=mu, fd_eps=fd_eps, alpha=alpha)
@@ -173,19 +173,19 @@ def loss_terms(
     items: Items,  # Transitions, as `prepare` gives them
 ) -> dict:  # The terms of (15), each a scalar in the reward gradient's squared unit
     "Matching, consistency and boundary losses on the chosen transitions"
-    value, at = method.value, (items.x, items.t, items.cond)
-    # the consistency loss of these modes needs g's own graph, matching never does
-    with nullcontext() if method.learn and not method.pointwise else torch.no_grad():
-        here = value(*at, items.v, items.factors, items.rg)
-    g, terms = here.detach(), {}
+    value, at, terms = method.value, (items.x, items.t, items.cond), {}
+    both_learn = method.learn and method.mode == "residual"
+    with nullcontext() if both_learn else torch.no_grad():
+        to = (items.x_to, items.t_to, items.cond)
+        g = value(*to, items.v_to, items.factors, items.rg)
     if method.learn:
-        terms["consistency"], base = consistency_term(method, items, here)
+        terms["consistency"], base = consistency_term(method, items, g)
     else:
         with torch.no_grad():
             base = flow.base_velocity(*at)
     # now that the graph of the base's VJP is gone
     push = flow.known_velocity(*at, items.v) - base
-    terms["matching"] = matching_loss(push, g, method.beta) / method.beta**2
+    terms["matching"] = matching_loss(push, g.detach(), method.beta) / method.beta**2
     if "edge" in items.tensors:
         terms["boundary"] = boundary_term(method, items)
     return {name: term / value.unit**2 for name, term in terms.items()}
@@ -194,33 +194,27 @@ def loss_terms(
 def consistency_term(
     method: VGGFlow,  # Gives the value gradient and the mode
     items: Items,  # Transitions
-    here: Tensor,  # Value gradients there, without a graph in the pointwise modes
+    g: Tensor,  # Value gradients where the push is matched
 ) -> tuple:  # (loss, base velocity at the transitions)
     "The consistency loss in the method's mode, and the base velocity of its VJP"
     value, at = method.value, (items.x, items.t)
     if method.pointwise:
-        known = here, *pullback(value.flow, *at, here, items.cond)
+        known = g, *pullback(value.flow, *at, g, items.cond)
         step = {"eps": method.fd_eps} if takes_step(method) else {}
         own = (method.beta, items.cond, method.mode, items.factors)
         return consistency_loss(value, *at, *own, known=known, **step), known[1]
     if method.whole:
         target, base = items.target, items.base
     else:
-        target, base = next_target(method, items)
+        target, base = trajectory_target(value.flow, *at, items.t_to, g, items.cond)
+    near = items.rg if method.reuse else None
+    here = value(*at, items.cond, items.v, items.factors, near)
     return mean_square(here - target), base
 
 # %% ../../nbs/2_methods/value_gradient.ipynb #3bd0c4dc
 def takes_step(method: VGGFlow) -> bool:
     "Whether a difference has a step that is not its own"
     return bool(method.fd_eps) and method.mode in ("finite-difference", "paper")
-
-
-def next_target(method: VGGFlow, items: Items) -> tuple:
-    "Target of g from the end of the step, and the base velocity at its start"
-    near = items.rg if method.reuse else None
-    ends = (items.x, items.t, items.x_next, items.t_next)
-    known = (items.cond, items.factors, items.v_next, near)
-    return trajectory_target(method.value, *ends, *known, method.mode == "residual")
 
 # %% ../../nbs/2_methods/value_gradient.ipynb #49d3ccf7
 def final_states(

@@ -8,14 +8,12 @@ __all__ = ['consistency_modes', 'trajectory_modes', 'mean_square', 'matching_los
            'final_costate', 'costate_targets', 'consistency_loss']
 
 # %% ../../nbs/1_theory/losses.ipynb #e462fff1
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 from torch.func import jvp
 
 from .adjoint import pullback, sweep
-from .flow import Trajectory, expand_as
+from .flow import FlowModel, Trajectory, expand_as
 from .value import ValueGradient
 
 # %% ../../nbs/1_theory/losses.ipynb #f98bd810
@@ -142,22 +140,16 @@ def residual_printed(
 
 # %% ../../nbs/1_theory/losses.ipynb #faea5c93
 def trajectory_target(
-    value: ValueGradient,  # The value gradient
+    flow: FlowModel,  # Its base velocity takes the step
     x: Tensor,  # States x_k, shape (B, ...)
     t: Tensor,  # Times t_k, shape (B,)
-    x_next: Tensor,  # States x_{k+1} of the same trajectories
     t_next: Tensor,  # Times t_{k+1}, shape (B,)
+    g_next: Tensor,  # g(x_{k+1}, t_{k+1}) of the same trajectories, shape (B, ...)
     cond=None,  # Prompts or None
-    factors=None,  # Clip factors (B,), the same at both ends of the step
-    v_next: Tensor = None,  # Stored velocity at (x_{k+1}, t_{k+1})
-    rg_next: Tensor = None,  # ∇r(x̂_1) there, if known or to be taken from elsewhere
-    both_ends: bool = False,  # Leave g(x_{k+1}, t_{k+1}) differentiable in φ
-) -> tuple:  # (target of g(x_k, t_k), v_base(x_k, t_k)), detached unless `both_ends`
+) -> tuple:  # (target of g(x_k, t_k), v_base(x_k, t_k)); a graph comes from `g_next` alone
     "g_{k+1} + h J_baseᵀ sg[g_{k+1}]: the costate equation over one Euler step"
-    with nullcontext() if both_ends else torch.no_grad():
-        ahead = value(x_next, t_next, cond, v=v_next, factors=factors, rg=rg_next)
-    v, pulled = pullback(value.flow, x, t, ahead.detach(), cond)
-    return ahead + expand_as(t_next - t, x) * pulled, v
+    v, pulled = pullback(flow, x, t, g_next.detach(), cond)
+    return g_next + expand_as(t_next - t, x) * pulled, v
 
 # %% ../../nbs/1_theory/losses.ipynb #5b7756dc
 def final_costate(
