@@ -13,7 +13,7 @@ from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune
 from vggflow.training.record import (
-    own_shift,
+    own_settings,
     record_differences,
     run_record,
     without_secrets,
@@ -166,14 +166,16 @@ def test_records_differ_in_what_makes_another_run():
         return json.loads(json.dumps(made))
 
     base = record()
-    assert base["config"]["shift"] == 1.0 == own_shift(flow, FinetuneConfig())
+    own = own_settings(flow, FinetuneConfig())
+    assert base["config"]["shift"] == own.shift == 1.0
+    assert base["config"]["lr"] == own.lr == flow.usual_lr
     assert record_differences(base, record(updates=9, micro_batch=2, log_to="x")) == []
-    assert record_differences(base, record(lr=1.0)) == ["config.lr: 0.0005 ≠ 1.0"]
+    assert record_differences(base, record(lr=1.0)) == ["config.lr: 0.003 ≠ 1.0"]
     assert record_differences(base, record(VGGFlow(beta=3.0))) == ["method.beta: 1.0 ≠ 3.0"]
     assert record_differences(base, record(prompts=["a"])) == ["prompts: None ≠ ['a']"]
     partial = dict(config=dict(lr=1.0), flow={})
     found = record_differences(base, partial, partial=True)
-    assert found == ["config.lr: 0.0005 ≠ 1.0"]
+    assert found == ["config.lr: 0.003 ≠ 1.0"]
 
 
 WAITS = """

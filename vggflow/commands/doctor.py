@@ -238,7 +238,7 @@ def check_loop(given: dict, method=None, out="") -> str:
     if method is not None:
         check_settings(config, method, Processes(), out)
     shape = f"batches of {config.batch_size}, {config.steps} steps"
-    return f"{shape}, learning rate {config.lr:g}"
+    return f"{shape}, learning rate {config.lr or 'of the model'}"
 
 # %% ../../nbs/7_commands/doctor.ipynb #b045caa4
 OF_FLOW = ("taesd", "resolution", "image_size", "correction", "correction_layers")

@@ -23,7 +23,7 @@ from ..training.config import MAY_CHANGE, FinetuneConfig
 from ..training.diagnostics import stop_names
 from ..training.loop import check_run, finetune
 from ..training.processes import Processes, launched
-from ..training.record import own_shift, run_record
+from ..training.record import own_settings, run_record
 from ..training.run_directory import RunDirectory
 from ..worlds.world import get_world
 
@@ -39,7 +39,7 @@ def run(
     beta: float = 0.0,  # 1/lambda, where the method has one; 0: the method's own
     options: dict = None,  # Further options of the method
     updates: int = 20,  # Optimiser steps
-    lr: float = 1e-3,  # Learning rate of AdamW
+    lr: float = None,  # Learning rate of AdamW; None is the model's own
     save_every: int = 20,  # Updates between checkpoints
     eval_every: int = 10,  # Updates between evaluations; 0: none
     out: str = None,  # Run directory; called again on it, the run goes on
@@ -125,7 +125,7 @@ class Planned:
 
     def peek(self, built, about: dict, resume: bool):
         "Before a model is loaded: refuse a folder of another run, as far as that is known"
-        config = {k: v for k, v in asdict(self.config).items() if (k, v) != ("shift", None)}
+        config = {k: v for k, v in asdict(self.config).items() if v is not None}
         method = dict(name=type(self.method).__name__, **self.method.hyper)
         given = {} if built else self.options
         names = ("guidance_scale", "lora_rank")
@@ -137,7 +137,7 @@ class Planned:
 
     def claim(self, made, about: dict, resume: bool):
         "The folder is this run's; its command follows what has changed"
-        self.config.shift = own_shift(made.flow, self.config)
+        self.config = own_settings(made.flow, self.config)
         record = run_record(
             made.flow, made.reward, self.method, self.config, made.prompts, about
         )

@@ -69,6 +69,8 @@ class Shortcuts(Trainable):
 class FlowModel(Shortcuts):
     "A flow with a frozen base velocity and a finetuned one; `t=0` is noise, `t=1` data"
 
+    usual_lr = 1e-3  # Learning rate where a run names none
+
     def prior(
         self,
         n: int,  # Number of samples
@@ -143,6 +145,8 @@ class TimeMLP(nn.Module):
 # %% ../../nbs/1_theory/flow.ipynb #c85400d6
 class AnalyticFlow(FlowModel):
     "Exact base velocity plus a small trainable residual network"
+
+    usual_lr = 3e-3
 
     def __init__(
         self,

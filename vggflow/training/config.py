@@ -105,7 +105,7 @@ class FinetuneConfig:
     batch_size: Count = 32  # Trajectories for each update, over all processes
     steps: Count = 20  # Euler steps of the sampler
     shift: Positive | None = None  # Shift of the time grid; None is the model's own
-    lr: Positive = 5e-4  # Learning rate of AdamW
+    lr: Positive | None = None  # Learning rate of AdamW; None is the model's own
     weight_decay: NotNegative = 1e-2  # AdamW's
     grad_clip: NotNegative = 1.0  # Norm of a parameter group's gradient; 0: no clipping
     schedule: Schedule = "constant"  # Learning rate: 'constant', or 'cosine' to zero

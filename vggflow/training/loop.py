@@ -36,7 +36,7 @@ from vggflow.training.processes import (
     shard,
     wants_shards,
 )
-from .record import run_record
+from .record import own_settings, run_record
 from .run_directory import History, RunDirectory
 from vggflow.training.update import (
     BadUpdate,
@@ -219,7 +219,7 @@ def finetune(
     about: dict | None = None,  # Facts by which another run is told, as the reward's text
 ) -> History:  # Rows of updates and evaluations; `flags` and `stopped` tell of signs
     "Finetune `flow` towards `reward`; `ValueError` where `out` holds another run"
-    config = config or FinetuneConfig()
+    config = own_settings(flow, config or FinetuneConfig())
     failures = FailureWatch(stop_names(stop_on), thresholds)
     processes = Processes(accelerator or launched())
     check_run(processes, flow, config, method)

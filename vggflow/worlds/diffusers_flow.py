@@ -399,6 +399,8 @@ class FlowParts(
 class DiffusersFlow(FlowParts):
     "A pipeline with a LoRA adapter; the base is the same network with the adapter off"
 
+    usual_lr = 5e-4  # the paper's
+
     def __init__(
         self,
         pipe,  # Its transformer gets the adapter

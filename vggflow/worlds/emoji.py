@@ -34,6 +34,7 @@ def load_emoji(
         flow = SD3Flow.from_pretrained(asset("base"), **settings)
     flow.pipe.set_progress_bar_config(disable=True)
     flow.recipe = dict(flow.recipe, name="emoji")
+    flow.usual_lr = 1e-3
     return flow
 
 # %% ../../nbs/5_worlds/emoji.ipynb #5d2007d4
