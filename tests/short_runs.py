@@ -4,6 +4,13 @@ import torch
 
 from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
 from vggflow.methods.direct import DRaFT, ReFL
+from vggflow.methods.estimates import (
+    CalibratedEta,
+    CoarseAdjoint,
+    EndGradient,
+    LookAhead,
+    TruncatedAdjoint,
+)
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
@@ -20,6 +27,11 @@ EVERY_METHOD = dict(
     draft=lambda: DRaFT(k=2, lv=2),
     checkpointed=lambda: DRaFT(checkpointed=True),
     refl=ReFL,
+    end=lambda: EndGradient(clip=0.7),
+    calibrated=lambda: CalibratedEta(clip=0.7),
+    ahead=lambda: LookAhead(clip=0.7),
+    truncated=lambda: TruncatedAdjoint(clip=0.7),
+    coarse=lambda: CoarseAdjoint(clip=0.7, every=3),
 )
 
 

@@ -42,19 +42,22 @@ class CostateMethod(TransitionMethod):
         self.beta, self.clip = beta, clip
 
     def prepare(self, flow, reward, samples):
-        "Sample, carry the costate back, and choose transitions"
+        "Sample, choose transitions, and find the costate after each"
         with torch.no_grad():
             path = self.follow(flow, samples)
         rewards = score(flow, reward, path.x1, samples.cond)
+        k = stratified_transitions(samples)
+        x, t, v, cond = gather_transitions(path, k, samples.cond)
+        a, known = self.after_steps(flow, path, samples, k)
+        known = known | self.targets(samples, k, a)
+        logs = dict(reward=rewards.mean().item())
+        return Items(cond, samples.times, reward, logs, x=x, t=t, v=v, **known)
+
+    def after_steps(self, flow, path, samples, k) -> tuple:
+        "The costate after each chosen step, (B·m, ...), and what else a loss needs"
         end = self.end_costate(samples, path.x1)[0]
         after = self.carry_back(flow, path, end, samples.cond)[1:]
-        k = stratified_transitions(samples)
-        at_steps = Trajectory(path.x, after, samples.times)
-        x, t, a, cond = gather_transitions(at_steps, k, samples.cond)
-        logs = dict(reward=rewards.mean().item())
-        v = gather_transitions(path, k)[2]
-        known = self.targets(samples, k, a)
-        return Items(cond, samples.times, reward, logs, x=x, t=t, v=v, **known)
+        return gather_transitions(Trajectory(path.x, after, samples.times), k)[2], {}
 
     def residual(self, flow: FlowModel, items: Items) -> Tensor:
         "ṽ_θ/β + target at the transitions, shape of `items.x`"

@@ -16,12 +16,13 @@ from typing import Union, get_args, get_origin
 from ..common.names import choose, is_import_path, load_object
 from .costate import AdjointMatching, VGGFlowPMP
 from .direct import DRaFT, ReFL
+from .estimates import ESTIMATES
 from .method import Method
 from .value_gradient import VGGFlow
 
 # %% ../../nbs/2_methods/registry.ipynb #2d9df3cb
 FIVE = (VGGFlow, VGGFlowPMP, AdjointMatching, DRaFT, ReFL)
-METHODS = {cls.__name__: cls for cls in FIVE}
+METHODS = {cls.__name__: cls for cls in (*FIVE, *ESTIMATES)}
 
 
 def plain_name(name: str) -> str:
