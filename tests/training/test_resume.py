@@ -179,7 +179,7 @@ def test_a_run_of_the_first_edition_is_read_and_not_continued(tmp_path):
     first = {k: v for k, v in json.loads(path.read_text()).items() if k != "edition"}
     path.write_text(json.dumps(first))
     before = files_of(tmp_path)
-    with pytest.raises(ValueError, match="of the first edition.*choose another") as error:
+    with pytest.raises(ValueError, match="of edition 1.*choose another") as error:
         run(tmp_path)
     assert "\n" not in str(error.value) and before == files_of(tmp_path)
     assert len(RunDirectory(tmp_path).metrics) == 4

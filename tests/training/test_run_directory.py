@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from vggflow.common.provenance import EDITION
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
@@ -48,7 +49,7 @@ def test_a_run_made_in_python_says_all_that_a_command_needs(tmp_path):
     known = dict(updates=2, batch_size=2, steps=4, transitions=2, shift=1.0)
     assert {name: settings[name] for name in known} == known
     assert settings["reward"] == run.reward_name and settings["prompts"] == run.prompts
-    assert run.command_file is None and run.record["edition"] == 2
+    assert run.command_file is None and run.record["edition"] == EDITION
 
 
 def test_no_file_holds_a_secret(tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 from ..common.data import project_root, prompts_folder
 from ..common.files import sha256, write_text
 from ..common.names import choose
+from ..common.provenance import EDITION
 
 # %% ../../nbs/6_experiments/cards.ipynb #ebe670ac
 _KEYS = {"about", "template", "figures", "parameters", "grid", "series", "study", "like"}
@@ -177,7 +178,7 @@ def card_id(
         for name, value in parameters.items()
         if name not in PLACES and (name not in _LATER or value != _LATER[name])
     }
-    content = [template, counted, *filter(None, [_named_files(counted)])]
+    content = [EDITION, template, counted, *filter(None, [_named_files(counted)])]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     prefix = object_name(counted.get("method", template)).lower()
     prefix = re.sub("[^a-z0-9]+", "-", prefix).strip("-")
