@@ -211,7 +211,7 @@ def refuse_other_run(path, old: dict, new: dict, resume: bool, partial: bool):
     edition = old.get("edition", 1)
     if edition != EDITION:
         raise ValueError(
-            f"{path} holds a run of edition {edition}, and this is edition {EDITION}, which "
+            f"{path} holds a run of edition {edition}, and edition {EDITION} "
             f"{NEW[EDITION]}: it can be sampled, evaluated and exported, but not "
             "continued; choose another folder to train anew"
         )
