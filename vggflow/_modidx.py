@@ -1422,6 +1422,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'vggflow/methods/direct.py')},
             'vggflow.methods.estimates': { 'vggflow.methods.estimates.CalibratedEta': ( '2_methods/estimates.html#calibratedeta',
                                                                                         'vggflow/methods/estimates.py'),
+                                           'vggflow.methods.estimates.CalibratedEta.__init__': ( '2_methods/estimates.html#calibratedeta.__init__',
+                                                                                                 'vggflow/methods/estimates.py'),
                                            'vggflow.methods.estimates.CalibratedEta.after_steps': ( '2_methods/estimates.html#calibratedeta.after_steps',
                                                                                                     'vggflow/methods/estimates.py'),
                                            'vggflow.methods.estimates.CalibratedEta.calibrate': ( '2_methods/estimates.html#calibratedeta.calibrate',

@@ -208,11 +208,11 @@ def test_rows_at_once_change_no_item(name):
 
 
 RECORDED = {  # loss, norm of all gradients
-    "residual": (0.519115, 1.59668),
-    "reuse": (0.299892, 1.20483),
-    "no correction": (0.248509, 1.13937),
-    "trajectory": (0.298664, 1.20934),
-    "carried": (1.82157, 3.03589),
+    "residual": (0.591949, 1.75858),
+    "reuse": (0.466487, 1.55774),
+    "no correction": (0.416177, 1.50996),
+    "trajectory": (0.465768, 1.56148),
+    "carried": (1.97223, 3.18732),
     "exact": (1.17367, 1.79653),
     "exact-jittered": (1.24547, 1.92034),
     "finite-difference": (2.40435, 2.56025),
@@ -227,8 +227,9 @@ RECORDED = {  # loss, norm of all gradients
 
 @pytest.mark.parametrize("name", MADE)
 def test_losses_are_the_recorded_ones(name):
-    """Second update of a seeded run in float32; compared once, on the same samples, with
-    the losses of the first edition, which they were equal to within 1e-6"""
+    """Second update of a seeded run in float32. Compared once, on the same samples, with
+    the losses of the first edition, to which all were equal within 1e-6 until VGG-Flow's
+    push was matched after the step; its five rows were recorded then"""
     loss, norm = RECORDED[name]
     found, size = second_update(name)
     assert found == pytest.approx(loss, rel=1e-4)

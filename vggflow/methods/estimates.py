@@ -9,7 +9,7 @@ __all__ = ['ESTIMATES', 'EndGradient', 'LookAhead', 'CalibratedEta', 'CoarseAdjo
 import torch
 
 from .costate import VGGFlowPMP
-from .method import Samples, gather_transitions
+from .method import Samples, check_steps, gather_transitions
 from .value_gradient import step_ends
 from ..theory.adjoint import costates, pullback
 from ..theory.flow import expand_as
@@ -46,10 +46,18 @@ class CalibratedEta(VGGFlowPMP):
 
     label = "Calibrated η"
 
+    def __init__(
+        self,
+        beta: float = 1.0,  # β = 1/λ: large moves far from the prior
+        clip: float | None = None,  # Quantile to clip reward gradients at
+    ):
+        super().__init__(beta, clip)
+        self.register_buffer("fitted", torch.full((1001,), torch.nan))  # a grid's η
+
     def check(self, steps, transitions):
-        "As any method on transitions; there is an η for each time of the grid"
+        "As any method on transitions; a grid has at most 1000 steps"
         super().check(steps, transitions)
-        self.register_buffer("fitted", torch.full((steps + 1,), torch.nan))
+        check_steps("steps", steps, len(self.fitted) - 1)
 
     def calibrate(self, flow, path, samples):
         "Least squares of the full adjoint by the guess, for each time"
@@ -63,11 +71,11 @@ class CalibratedEta(VGGFlowPMP):
                 torch.stack([-(a[k].flatten(1) * rg).sum(1), rg.square().sum(1)])
             )
         every = samples.over_batch(torch.stack(products).movedim(2, 0)).sum(0)
-        self.fitted.copy_(every[:, 0] / every[:, 1].clamp_min(1e-30))
+        self.fitted[: len(times)] = every[:, 0] / every[:, 1].clamp_min(1e-30)
 
     def after_steps(self, flow, path, samples, k):
         "−η ∇r(x̂_1) at the ends of the steps"
-        if self.fitted.isnan().any():
+        if self.fitted[0].isnan():
             self.calibrate(flow, path, samples)
         x, t, v = step_ends(path, k)[3:]
         cond = gather_transitions(path, k, samples.cond)[3]
