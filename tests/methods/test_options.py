@@ -16,7 +16,8 @@ from method_worlds import (
 from vggflow.methods.costate import AdjointMatching, VGGFlowPMP, unguided
 from vggflow.methods.direct import DRaFT, ReFL
 from vggflow.methods.method import Method, Samples
-from vggflow.methods.registry import METHODS, get_method, make_method
+from vggflow.methods.estimates import ESTIMATES
+from vggflow.methods.registry import FIVE, METHODS, get_method, make_method
 from vggflow.methods.value_gradient import VGGFlow
 
 
@@ -94,7 +95,8 @@ def test_options_as_a_command_line_says_them():
 
 
 def test_all_five_are_known_by_their_printed_names():
-    assert {type(make_method(n)) for n in ALL} == set(METHODS.values())
+    assert {type(make_method(n)) for n in ALL} == set(FIVE)
+    assert {type(make_method(c.label)) for c in METHODS.values()} == {*FIVE, *ESTIMATES}
     assert len(METHODS) == 5
     assert all(issubclass(cls, Method) for cls in METHODS.values())
     assert {cls.label for cls in METHODS.values()} == set(ALL)
