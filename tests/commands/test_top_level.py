@@ -35,7 +35,7 @@ history = finetune(flow, warm, method, config, out=Path("run"), prompts=["a cat"
 print(history.rows[-1]["loss"], RunDirectory("run").record, time_grid(20))
 reveal_type(history)
 reveal_type(method)
-reveal_type(config.lr)
+reveal_type(config.ema)
 """
 
 

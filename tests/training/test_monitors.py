@@ -50,7 +50,7 @@ def test_rows_go_to_trackers_of_accelerate(tmp_path, monkeypatch):
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "notes", notes)
     _, history = run(tmp_path, log_to="notes")
     assert told[0] == ("start", "vggflow", str(tmp_path)) and told[-1] == "end"
-    assert told[1][1]["config.lr"] == 5e-4
+    assert told[1][1]["config.lr"] == 3e-3
     losses = [(step, values["train/loss"]) for step, values in told[2:-1]]
     assert losses == [(row["update"], row["loss"]) for row in history.rows]
     with pytest.raises(ValueError, match="no tracker 'note', only"):

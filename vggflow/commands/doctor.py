@@ -174,7 +174,7 @@ class Visit(PartsVisit):
         asked = world, self.method, beta, self.options
         method = self.check("method", lambda: describe_method(*asked))
         make = None if method.status == "failed" else method_of(*asked)
-        self.check("settings", lambda: check_loop(given, make, self.out))
+        self.check("settings", lambda: check_loop(given, make, self.out, world))
         model = self.model or world.default_model
         if model and (self.seen or not self.model) and any(k in given for k in OF_FLOW):
             self.check("sizes", lambda: check_sizes_of(given, model, **self.hub))
@@ -231,14 +231,15 @@ def describe_method(world, method: str, beta: float = 0.0, options: dict = None)
     return f"{type(made).__name__} {made.hyper}"
 
 
-def check_loop(given: dict, method=None, out="") -> str:
+def check_loop(given: dict, method=None, out="", world=None) -> str:
     "The numbers of the loop, the run's own defaults among them; raises as the run would"
     usual = {k: v for k, v in run_defaults().items() if k in LOOP}
     config = FinetuneConfig(**{**usual, **{k: v for k, v in given.items() if k in LOOP}})
     if method is not None:
         check_settings(config, method, Processes(), out)
     shape = f"batches of {config.batch_size}, {config.steps} steps"
-    return f"{shape}, learning rate {config.lr or 'of the model'}"
+    rate = config.lr or world and world.usual_lr
+    return f"{shape}, learning rate {rate or 'of the model'}"
 
 # %% ../../nbs/7_commands/doctor.ipynb #b045caa4
 OF_FLOW = ("taesd", "resolution", "image_size", "correction", "correction_layers")

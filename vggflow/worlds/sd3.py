@@ -116,6 +116,7 @@ class SD3World(ImageWorld):
 
     name = "sd3"
     default_reward = "aesthetic"
+    usual_lr = DiffusersFlow.usual_lr
     large = True  # an update is expensive
     draw_guidance = 5.0
     perceptual, clip = "dreamsim", "openai/clip-vit-large-patch14"
