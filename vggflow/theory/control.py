@@ -304,7 +304,7 @@ def _is_uniform(x):
         return False
     return torch.allclose(x.diff(), (x[1] - x[0]).expand(len(x) - 1), rtol=1e-3)
 
-# %% ../../nbs/1_theory/control.ipynb #fa691374
+# %% ../../nbs/1_theory/control.ipynb #b861305b
 @torch.no_grad()
 def _refuse_jumps(flow, reward, x):
     "`ValueError` where a reward still differs between two points that are almost one"
@@ -358,7 +358,7 @@ def grid_value_1d(
             values.append(V)
     return torch.stack(values[::-1]).to(x)
 
-# %% ../../nbs/1_theory/control.ipynb #8f2dadf2
+# %% ../../nbs/1_theory/control.ipynb #dccb4f69
 @torch.no_grad()
 def _own_controls(flow, x0, times, cond):
     "What the finetuned flow adds to its base along its paths, (N, B, ...)"
@@ -382,7 +382,7 @@ def _cheapest(problem, u, ends, generator, tries=16):
         least = least.fmin(cost)
     return start
 
-# %% ../../nbs/1_theory/control.ipynb #eeb16b89
+# %% ../../nbs/1_theory/control.ipynb #8fca5004
 def least_cost(
     flow: FlowModel,  # The finetuned flow
     reward,  # Callable (images, prompts) -> (B,), differentiable
