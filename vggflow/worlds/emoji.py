@@ -34,7 +34,7 @@ def load_emoji(
         flow = SD3Flow.from_pretrained(asset("base"), **settings)
     flow.pipe.set_progress_bar_config(disable=True)
     flow.recipe = dict(flow.recipe, name="emoji")
-    flow.usual_lr = EmojiWorld.usual_lr
+    flow.usual_lr = ImageWorld.usual_lr
     return flow
 
 # %% ../../nbs/5_worlds/emoji.ipynb #5d2007d4
