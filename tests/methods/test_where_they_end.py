@@ -64,7 +64,7 @@ def test_lands_on_the_control_optimum_of_the_grid(method, S):
     if S == 0.04:
         assert abs(start / end - 1) > 0.05  # the two can be told apart
     x0 = flow.prior(400, generator=seeded(9))
-    assert gap_closed(flow, linear, x0, time_grid(20), 1.0) > 0.998
+    assert gap_closed(flow, linear, x0, time_grid(20), 1.0) > 0.999
 
 
 def total(x, prompts=None):

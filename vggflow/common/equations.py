@@ -35,17 +35,21 @@ def _at_some_point(expression) -> float:
     return 0.0 if size < 1e-20 else size
 
 
-def _size(error) -> float:
+def _unfinished(expression):
+    raise AssertionError(f"{expression} did not simplify to a number")
+
+
+def _size(error, of_unknown=_unfinished) -> float:
     "Largest absolute value of a number, tensor, array or SymPy expression; NaN if any is"
     if hasattr(error, "applyfunc"):  # a matrix of SymPy's
         error = list(error)
-    if hasattr(error, "evalf"):
-        return _at_some_point(error)
+    if getattr(error, "free_symbols", None):
+        return of_unknown(error)
     if hasattr(error, "detach"):
         error = error.detach().double().flatten().tolist()
     if not hasattr(error, "__iter__"):
         return abs(float(error))
-    sizes = [_size(part) for part in error]
+    sizes = [_size(part, of_unknown) for part in error]
     return float("nan") if any(map(math.isnan, sizes)) else max(sizes)
 
 # %% ../../nbs/0_common/equations.ipynb #fd5b6423
@@ -63,8 +67,6 @@ def checked(
         raise ValueError(f"checked: unknown verdict {verdict!r}: use one of {VERDICTS}")
     if verdict != "holds" and not note:
         raise ValueError(f"checked: {verdict!r} needs a note that says what")
-    if getattr(error, "free_symbols", None):
-        raise AssertionError(f"{kind}: {error} did not simplify to a number")
     size = _size(error)
     assert size <= tol, f"{kind}: error {size:.3g}, allowed {tol:.3g}"
     says = verdict + (f": {note}" if note else "")
@@ -77,7 +79,7 @@ def noticed(
     what: str = "perturbed",  # What was perturbed, and by how much
 ):
     "Assert that a wrong form fails the same check by more than its tolerance"
-    size = _size(error)
+    size = _size(error, of_unknown=_at_some_point)
     blunt = f"the check has no teeth: {what} leaves {size:.3g}, allowed {tol:.3g}"
     assert size > tol, blunt  # which NaN is not
     print(f"{what}: error {size:.2g}, allowed {tol:.2g}; noticed")

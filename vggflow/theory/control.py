@@ -17,6 +17,12 @@ from torch import Tensor
 from .flow import FlowModel, GaussianFlow, expand_as, sample
 
 # %% ../../nbs/1_theory/control.ipynb #34a68a0b
+def _pushes(flow, path, cond):
+    "What the finetuned flow adds to its base at each step of a path, (B, ...)"
+    for x, t, v in zip(path.x, path.times[:-1], path.v):
+        yield v - flow.base_velocity(x, t.to(x).expand(len(x)), cond)
+
+
 def control_cost(
     flow: FlowModel,  # The finetuned flow
     reward,  # Callable (images, prompts) -> (B,)
@@ -29,9 +35,8 @@ def control_cost(
     "λ/2 ∫‖ṽ‖² dt − r(x_1) along the Euler trajectory of the sampler (6)"
     tr = sample(flow, x0, times, cond, base=base)
     energy = x0.new_zeros(len(x0))
-    for k in range(0 if base else len(times) - 1):
-        res = tr.v[k] - flow.base_velocity(tr.x[k], times[k].to(x0).expand(len(x0)), cond)
-        energy = energy + (times[k + 1] - times[k]) * res.flatten(1).pow(2).sum(1)
+    for h, push in zip(times.diff(), () if base else _pushes(flow, tr, cond)):
+        energy = energy + h * push.flatten(1).pow(2).sum(1)
     return lam / 2 * energy - reward(flow.decode(tr.x1), cond)
 
 # %% ../../nbs/1_theory/control.ipynb #d48daf25
@@ -360,14 +365,6 @@ def grid_value_1d(
 
 # %% ../../nbs/1_theory/control.ipynb #dccb4f69
 @torch.no_grad()
-def _own_controls(flow, x0, times, cond):
-    "What the finetuned flow adds to its base along its paths, (N, B, ...)"
-    path = sample(flow, x0, times, cond)
-    at = [(x, t.expand(len(x0)), cond) for x, t in zip(path.x, times[:-1].to(x0))]
-    return path.v - torch.stack([flow.base_velocity(*state) for state in at])
-
-
-@torch.no_grad()
 def _cheapest(problem, u, ends, generator, tries=16):
     "The cheapest controls of some: those of other samples, and pushes to other ends"
     flow, reward, x0, *rest = problem
@@ -398,7 +395,7 @@ def least_cost(
     u, least = open_loop_optimum(*problem)
     with torch.no_grad():
         ends = sample(flow, x0, times, cond, base=True).x1
-    start = _own_controls(flow, x0, times, cond)
+        start = torch.stack([*_pushes(flow, sample(flow, x0, times, cond), cond)])
     for _ in range(rounds):
         found, cost = open_loop_optimum(*problem, u0=start)
         better = cost < least - 1e-6 * (1 + least.abs())

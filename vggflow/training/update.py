@@ -149,7 +149,7 @@ def take_step(
     more = {f"grad_norm_{group}": norm for group, norm in enumerate(norms[1:], 1)}
     bad = non_finite({**row, **more})
     if bad:
-        raise BadUpdate(row, bad, rate, reward)
+        raise BadUpdate(row, bad, state.config.lr, reward)
     state.interrupts.busy = True  # until the update is written down
     state.optimizer.step()
     return dict(row, seconds=round(time.time() - started, 4))
@@ -225,7 +225,7 @@ def optimizer_class(
 
 def make_optimizer(flow: FlowModel, method: Method, config: FinetuneConfig):
     "AdamW over the flow's and the method's parameters"
-    groups = method.parameter_groups(flow, config.lr or flow.usual_lr)
+    groups = method.parameter_groups(flow, config.lr)
     if not groups[0]["params"]:
         raise ValueError(
             "the flow has no trainable parameters: give it a LoRA or a residual network"

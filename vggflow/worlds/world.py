@@ -33,7 +33,7 @@ class World:
     name = ""
     default_reward = ""  # The one that a run takes where none is named
     large = False  # An update is expensive
-    usual_lr = 1e-3  # Learning rate of its flows where a run names none
+    usual_lr = None  # Learning rate where a run names none; None: its flows know
     has_images = False
     draw_guidance = 1.0  # Where images are drawn without a run
     default_model = ""  # Folder whose configurations stand for a model not named
