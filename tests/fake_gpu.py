@@ -20,6 +20,8 @@ from torch.utils.backend_registration import (  # noqa: E402
     _setup_privateuseone_for_python_backend,
 )
 
+import vggflow  # noqa: E402, F401  before transformers, for torchvision
+
 
 class DeviceModule:
     "What torch asks of a device's module"

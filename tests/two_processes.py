@@ -20,6 +20,13 @@ from vggflow import cli, train
 from vggflow.judging.evaluation import Evaluator, draw
 from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
 from vggflow.methods.direct import DRaFT, ReFL
+from vggflow.methods.estimates import (
+    CalibratedEta,
+    CoarseAdjoint,
+    EndGradient,
+    LookAhead,
+    TruncatedAdjoint,
+)
 from vggflow.methods.method import Samples
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
@@ -41,6 +48,14 @@ FIVE = dict(
     am=AdjointMatching,
     draft=lambda: DRaFT(k=2),
     refl=ReFL,
+)
+EACH = dict(
+    FIVE,
+    end=EndGradient,
+    calibrated=CalibratedEta,
+    ahead=LookAhead,
+    truncated=TruncatedAdjoint,
+    coarse=lambda: CoarseAdjoint(every=2),
 )
 
 
@@ -113,8 +128,8 @@ def same_on_both(folder) -> dict:
     often = dict(ema=0.8, eval_every=2, evaluate=weight_sum)
     found["ema"] = gaussian_run(VGGFlow(), **often)
     pipelines = dict(tiny=loaded(folder), whole=loaded(folder, t5=True))
-    for kind, scale in dict(tiny=3.0, whole=1.0).items():
-        for name, make in FIVE.items():
+    for kind, scale, methods in (("tiny", 3.0, EACH), ("whole", 1.0, FIVE)):
+        for name, make in methods.items():
             run = tiny_run(make(), pipelines[kind], guidance_scale=scale)
             found[f"{kind} {name} {scale}"] = run
     for name, options in OPTIONS.items():
@@ -143,7 +158,7 @@ def interrupted(folder: Path) -> dict:
     """Runs, and the same runs killed in their fourth update and called again: with
     dropout, so that torch's own random numbers count; T5 and guidance in every second"""
     found = {}
-    for i, (name, make) in enumerate(FIVE.items()):
+    for i, (name, make) in enumerate(EACH.items()):
         pipeline = loaded(folder, t5=i % 2 == 1)
         settings = dict(updates=5, save_every=2, ema=0.5, options=dict(lora_dropout=0.3))
         settings["guidance_scale"] = 2.0 if i % 2 == 0 else 1.0

@@ -14,7 +14,6 @@ from diffusers import StableDiffusion3Pipeline
 
 from vggflow import (
     FinetuneConfig,
-    ReFL,
     RunDirectory,
     VGGFlow,
     cli,
@@ -24,6 +23,7 @@ from vggflow import (
 )
 from vggflow.common.files import read_rows
 from vggflow.judging.evaluation import draw
+from vggflow.methods.registry import METHODS
 from vggflow.worlds.emoji_data import asset
 from vggflow.worlds.world import get_world
 
@@ -102,20 +102,20 @@ def test_stock_diffusers_loads_the_adapter(aligned, tmp_path):
     assert abs(draw_one() - before).mean() > 0.01
 
 
-METHODS = {
+EVERY = {
+    **METHODS,
     "exact": lambda: VGGFlow(beta=5.0, mode="exact"),
     "finite-difference": lambda: VGGFlow(beta=5.0, mode="finite-difference"),
-    "ReFL": ReFL,
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_method_steps_with_guidance(name):
     torch.manual_seed(0)
     flow = load_flow("emoji", guidance_scale=2.0)
     config = FinetuneConfig(updates=2, batch_size=2, steps=4, transitions=2)
     more = dict(prompts=PROMPTS, progress=False)
-    history = finetune(flow, warm, METHODS[name](), config, **more)
+    history = finetune(flow, warm, EVERY[name](), config, **more)
     for row in history.rows:
         assert torch.isfinite(torch.tensor(row["loss"])) and row["grad_norm"] > 0
 

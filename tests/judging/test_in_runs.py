@@ -65,9 +65,9 @@ def test_a_run_leaves_sheets_rows_and_prompts(tmp_path):
 
     # update 0 shows the base model, on the evaluation's noise
     first = read_sheet(sheets / "00000.png")
-    assert first.shape == (2 * 32, 4 * 32, 3)
+    assert first.shape == (2 * 64, 4 * 64, 3)
     base, _ = draw(built.flow, prompts, 4, steps=3, seed=12345, base=True)
-    cells = first.unflatten(0, (2, 32)).unflatten(2, (4, 32))  # row, y, column, x, colour
+    cells = first.unflatten(0, (2, 64)).unflatten(2, (4, 64))  # row, y, column, x, colour
     cells = cells.permute(0, 2, 4, 1, 3).flatten(0, 1)
     assert (cells - base.clamp(0, 1)).abs().max() < 1 / 250
     last = read_sheet(sheets / "00004.png")

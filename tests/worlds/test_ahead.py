@@ -40,7 +40,7 @@ def both_ways(monkeypatch, flow, x0, cond, **how):
 @pytest.mark.parametrize("how", [dict(), dict(base=True), dict(method="midpoint")], ids=str)
 def test_samples_are_those_of_step_by_step(how, monkeypatch, looks):
     flow = shaken_emoji(guidance_scale=2.0)
-    x0 = flow.prior(2, TWO, torch.Generator().manual_seed(0))
+    x0 = flow.prior(2, TWO, torch.Generator().manual_seed(1))
     quick, slow = both_ways(monkeypatch, flow, x0, ["a cat", "an owl"], **how)
     assert close(quick, slow, 5e-6)
     steps = looks[::2] if how.get("method") else looks

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -11,21 +10,19 @@ import pytest
 import torch
 
 from vggflow.common.data import data_folder
-from vggflow.judging.prompts import ANIMALS, COLOURS, SIZES, all_captions, heldout
+from vggflow.judging.prompts import ANIMALS, COLOURS, STYLES, all_captions, heldout
 from vggflow.judging.rewards import WeightedSum, get_reward, register_reward
 from vggflow.theory.flow import sample, time_grid
 from vggflow.worlds.emoji import load_emoji, prompts
 from vggflow.worlds.emoji_data import (
     asset,
     captions_of,
-    colour_of,
     draw_factors,
     pastel,
     render,
-    size_of,
 )
 from vggflow.worlds.emoji_networks import load_clip, load_probe
-from vggflow.worlds.emoji_rewards import load_reward, utility
+from vggflow.worlds.emoji_rewards import load_reward, named_in, shown_in, utility
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +63,7 @@ def test_manifest_covers_every_file():
     assert sum(path.stat().st_size for path in files) < 25 * 2**20
 
 
-ARTIFACTS = ["master.npz", "base", "aesthetic", "hps", "pick", "probe", "clip"]
+ARTIFACTS = "master.npz base aesthetic hps pick probe clip dreamsim".split()
 
 
 @pytest.mark.parametrize("name", ARTIFACTS)
@@ -105,7 +102,7 @@ def test_rewards_by_name():
     assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="registered already"):
         register_reward("redness")(lambda: None)
-    x = torch.rand(3, 3, 32, 32)
+    x = torch.rand(3, 3, 64, 64)
     red, own = get_reward("redness"), load_reward()
     both = WeightedSum((red, 2.0), (own, 0.5, 1.0, 2.0))
     assert torch.allclose(both(x, None), 2 * red(x) + 0.25 * (own(x) - 1), atol=1e-5)
@@ -114,7 +111,7 @@ def test_rewards_by_name():
 def test_render_is_reproducible_and_true():
     factors = factors_of(64, 5)
     x = render(factors)
-    assert torch.equal(x, render(factors)) and x.shape == (64, 3, 32, 32)
+    assert torch.equal(x, render(factors)) and x.shape == (64, 3, 64, 64)
     assert 0 <= x.min() and x.max() <= 1
     assert not torch.equal(x, render(factors_of(64, 6)))
     ground = pastel(factors.hue, factors.sat, factors.val)
@@ -123,17 +120,19 @@ def test_render_is_reproducible_and_true():
 
 def test_captions_say_nothing_false_and_leak_no_held_out_pair():
     factors = factors_of(2000, 7)
-    captions, known = captions_of(factors, random.Random(0)), set(all_captions())
-    animals, colours = factors.animal.tolist(), colour_of(factors.hue).tolist()
-    coloured = 0
-    for text, a, c, size in zip(captions, animals, colours, size_of(factors.scale)):
-        words = set(text.split())
-        named = words & set(COLOURS)
-        coloured += bool(named)
-        assert text in known and ANIMALS[a] in words
-        assert named <= {COLOURS[c]} and words & set(SIZES) <= {size}
-        assert not (named and heldout(ANIMALS[a], COLOURS[c]))
-    assert 0.3 < coloured / 2000 < 0.45
+    captions = captions_of(factors, torch.Generator().manual_seed(0))
+    shown, named, known = shown_in(factors), named_in(captions), set(all_captions())
+    assert set(captions) <= known and (named[:, 0] == shown[:, 0]).all()
+    assert ((named < 0) | (named == shown)).all()
+    pairs = {
+        (ANIMALS[animal], word)
+        for animal, _, colour, style in named.tolist()
+        for word in (COLOURS[colour] * (colour >= 0), STYLES[style] * (style >= 0))
+        if word
+    }
+    assert len(pairs) > 200 and not any(heldout(*pair) for pair in pairs)
+    told = (named >= 0).float().mean(0)
+    assert (told[1:] > 0.12).all() and (told[1:] < 0.35).all() and told[0] == 1
 
 
 def test_probe_reads_new_pictures():
@@ -143,6 +142,8 @@ def test_probe_reads_new_pictures():
     assert (read.vendor == factors.vendor).float().mean() > 0.98
     turned = ((read.hue - factors.hue + 0.5) % 1 - 0.5).abs() * 360
     assert turned.mean() < 6  # degrees
+    for name, error in dict(sat=0.03, scale=0.03).items():
+        assert (getattr(read, name) - getattr(factors, name)).abs().mean() < error
 
 
 def test_reward_learned_the_taste():
@@ -194,7 +195,7 @@ def test_stock_pipeline_draws_after_import_vggflow_alone(tmp_path):
         "print('size', im.size)"
     )
     done = in_a_fresh_process(code, tmp_path)
-    assert "size (32, 32)" in done.stdout, done.stderr[-500:]
+    assert "size (64, 64)" in done.stdout, done.stderr[-500:]
 
 
 def test_import_vggflow_is_light(tmp_path):

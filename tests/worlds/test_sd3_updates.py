@@ -21,6 +21,13 @@ from tiny_sd3 import make_tiny_taesd
 from vggflow.commands.export import export_lora, load_correction
 from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
 from vggflow.methods.direct import DRaFT, ReFL
+from vggflow.methods.estimates import (
+    CalibratedEta,
+    CoarseAdjoint,
+    EndGradient,
+    LookAhead,
+    TruncatedAdjoint,
+)
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune
@@ -34,6 +41,11 @@ METHODS = dict(
     am=lambda: AdjointMatching(beta=5.0),
     draft=lambda: DRaFT(k=2),
     refl=lambda: ReFL(last=0.5),
+    end=lambda: EndGradient(beta=5.0),
+    calibrated=lambda: CalibratedEta(beta=5.0),
+    ahead=lambda: LookAhead(beta=5.0),
+    truncated=lambda: TruncatedAdjoint(beta=5.0),
+    coarse=lambda: CoarseAdjoint(beta=5.0, every=2),
 )
 
 

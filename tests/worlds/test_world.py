@@ -220,17 +220,20 @@ def test_only_worlds_of_images_load_one():
 # ---- what the emoji world reports
 
 
-def test_the_probe_reports_accuracy_and_diversity():
+def test_the_probe_reports_accuracy_diversity_and_following():
     read = SimpleNamespace(
         animal=torch.tensor([0, 1, 2, 0]),
         vendor=torch.tensor([0, 1, 3, 3]),
         hue=torch.tensor([0.2, 0.7, 0.1, 0.1]),
+        scale=torch.tensor([0.7, 0.85, 0.85, 1.0]),
     )
-    report = ProbeReport(lambda images: read, ["cat", "dog", "owl"], 2)
-    said = report(None, ["a cat", "a dog", "an owl", "a horse"])
-    assert said["accuracy"] == 0.75
+    report = ProbeReport(lambda images: read, 2)
+    said = report(None, ["a cat", "a dog", "a fox", "a horse"])
+    assert said["accuracy"] == 0.75 and "following" not in said
     assert said["vendors"] == pytest.approx(1.5)  # two, then one
     assert said["hue_spread"] == pytest.approx(0.5)  # opposite, then equal
+    asked = ["a small cat", "a small round dog", "a fox on a red background", "a cat"]
+    assert report(None, asked)["following"] == 0.5  # small and round, of four words
 
 
 def test_no_truth_no_report():

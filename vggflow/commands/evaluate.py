@@ -24,7 +24,7 @@ def evaluate_model(
     prompts: list = None,  # Names of sets, files (.txt, .csv:column, .jsonl), or prompts
     limit: Natural = 0,  # At most so many prompts, evenly spaced; 0: all
     reward: list = None,  # One or several; default that of the run
-    perceptual: str = "",  # dreamsim, efficientnet or none; default that of the world
+    perceptual: str = "",  # dreamsim, dreamsim-emoji, efficientnet, none; the world's own
     clip: str = None,  # Folder or hub id, or none; default that of the world
     out: str = None,  # Folder of images and numbers, needed; a second call goes on
     quiet: bool = False,  # No progress bars

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .options import Count
 from ..common.names import choose
+from ..common.perceptual import own_perceptual
 from ..judging.evaluation import Evaluator
 from ..judging.prompts import evenly
 from ..methods.registry import get_method, make_method
@@ -56,6 +57,8 @@ def run(
     numbers = dict(updates=updates, lr=lr, save_every=save_every, eval_every=eval_every)
     config = FinetuneConfig(**numbers, **taken(more, LOOP))
     looks = Looks(**taken(more, LOOKS))
+    if place.has_images:  # the record says which
+        looks.perceptual = looks.perceptual or own_perceptual(place.name)
     own = {**more, **(dict(model=model) if model else {})}
     method = method_of(place, method, beta, options)
     plan = RunPlan(place, reward, method, config, looks, stop_names(stop_on), out, own)
@@ -76,8 +79,9 @@ class Looks:
 
     eval_prompts: int = 0  # Prompts of an evaluation, evenly spaced; 0: all
     images_per_prompt: Count = 16  # Of an evaluation
-    perceptual: str = "efficientnet"  # Features of diversity; or dreamsim, none
+    perceptual: str = ""  # efficientnet, dreamsim, dreamsim-emoji, none; empty: the world's
     clip: str = ""  # Folder or hub id of a CLIP for diversity and alignment, or none
+    energy: bool = False  # Also how far from the base the flow drives: ∫‖ṽ‖² dt
 
 
 LOOKS = tuple(f.name for f in fields(Looks))

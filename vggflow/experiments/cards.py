@@ -17,9 +17,10 @@ from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 
-from ..common.data import project_root, prompts_folder
+from ..common.data import data_file, project_root, prompts_folder
 from ..common.files import sha256, write_text
 from ..common.names import choose
+from ..common.perceptual import own_perceptual
 from ..common.provenance import EDITION
 
 # %% ../../nbs/6_experiments/cards.ipynb #ebe670ac
@@ -160,12 +161,23 @@ def object_name(
     return str(text).rpartition(":")[2]
 
 
+@cache
+def _emoji_files(manifest):
+    "Checksum of all files of the emoji world but those that are only for people"
+    sums = json.loads(manifest.read_text())["files"]
+    counted = {file: sha for file, sha in sums.items() if not file.endswith(".md")}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
 def _named_files(parameters):
-    "Checksums of the files that parameters name, as my.py:Mine does"
+    "Checksums of the files that parameters name, as my.py:Mine does, or emoji-pick"
     texts = [value for value in parameters.values() if isinstance(value, str)]
     files = [text.rpartition(":")[0] for text in texts if re.fullmatch(r".+\.py:\w+", text)]
     found = {file: project_root() / file for file in files}
-    return {file: sha256(path) for file, path in found.items() if path.is_file()}
+    sums = {file: sha256(path) for file, path in found.items() if path.is_file()}
+    if "emoji" in json.dumps(parameters):
+        sums["emoji"] = _emoji_files(data_file("emoji/manifest.json"))
+    return sums
 
 # %% ../../nbs/6_experiments/cards.ipynb #535d166d
 def card_id(
@@ -266,6 +278,8 @@ def read_cards(
     cards = []
     for values in _combinations(table, table.get(profile, {})):
         settings = check_parameters({**defaults, **values}, declared, template)
+        if settings.get("perceptual") == "":  # a card says what it means
+            settings["perceptual"] = own_perceptual(settings["world"])
         kept = {name: value for name, value in settings.items() if name not in PLACES}
         cards.append(Card(folder, template, kept))
     return cards

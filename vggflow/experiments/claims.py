@@ -88,6 +88,8 @@ def judge_claim(
         tables[claim.experiment] = found
     results = tables[claim.experiment]
     row["paper"] = claim.paper() if claim.paper else None
+    features = results.perceptual if results else "features"
+    row["unit"] = claim.unit.format(perceptual=features)
     if results is None:
         return row | dict(verdict=NOT_RUN, reason="")
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.perceptual import perceptual_name
 from .cards import object_name, read_experiments
 from .style import COLORS, REWARDS
 from .tables import table_path
@@ -39,6 +40,11 @@ class Results:
     def card(self) -> dict:
         "All settings of the first run"
         return self.settings(self.rows[0]["run"])
+
+    @property
+    def perceptual(self) -> str:
+        "What the features of its perceptual diversity are called"
+        return perceptual_name(self.card.get("perceptual", "efficientnet"))
 
     @property
     def origin(self) -> dict:

@@ -112,7 +112,7 @@ METRICS = {
     ),
     "perceptual_diversity": dict(
         title="Perceptual diversity",
-        unit="EfficientNet, 1 − cos",
+        unit="{perceptual}, 1 − cos",
         paper="dreamsim_diversity",
         paper_title="DreamSim diversity",
         paper_unit="DreamSim, 1 − cos",
@@ -150,9 +150,11 @@ REWARDS = {
 def metric_text(
     name: str,  # A column of a result table
     world: str = "emoji",  # Whose units
+    perceptual: str = "EfficientNet",  # What the perceptual features are called
 ) -> dict:  # title, unit, paper, paper_title, paper_unit, and up: is more better?
     "How a metric is written in a figure"
     text = dict(METRICS[choose(name, METRICS, "metric")])
+    text["unit"] = text["unit"].format(perceptual=perceptual)
     if world != "emoji":
         own = "score" if name == "reward" else text["unit"].replace("emoji ", "")
         text["unit"] = own

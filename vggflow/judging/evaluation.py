@@ -15,12 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from ..common.data import cache_folder
 from ..common.files import write_whole
-from .features import extractors, features_of, fid_features, match_device
+from vggflow.judging.features import (
+    extractor_name,
+    extractors,
+    features_of,
+    fid_features,
+    match_device,
+)
 from .fingerprints import base_fingerprint
 from .kept_images import images_file, kept_images
 from .metrics import by_prompt, diversity, frechet_distance
 from .rewards import get_reward
 from .sheets import write_sheet
+from ..theory.control import control_energy
 from ..theory.flow import sample
 
 # %% ../../nbs/4_judging/evaluation.ipynb #3929839c
@@ -31,7 +38,7 @@ def evaluate(
     images_per_prompt: int = 16,  # For diversity and Fréchet distance at least 2
     steps: int = 20,  # Euler steps
     shift: float = None,  # Of the time grid; None: the model's own
-    perceptual: str = "efficientnet",  # efficientnet, dreamsim or none
+    perceptual: str = "efficientnet",  # efficientnet, dreamsim, dreamsim-emoji or none
     clip="",  # Folder or hub id of a CLIP, for the alignment with the prompts
     batch_size: int = 32,  # Images at once
     seed: int = 12345,  # Of the noise
@@ -90,6 +97,7 @@ def draw(
     base: bool = False,  # Draw from the frozen base model
     batch_size: int = 32,  # Samples at once
     processes=None,  # `Processes` that share the work; all but the first get None
+    energies: list = None,  # Is given the control energy of the samples, batch after batch
 ) -> tuple:  # Decoded samples (N, ...) in the order of the prompts, and the N prompts
     "Samples of a model on fixed noise"
     processes = processes or ONE_PROCESS
@@ -105,6 +113,9 @@ def draw(
         drawn = flow.decode(trajectory.x[-1]).float()
         sizes = [len(x0) for x0, _ in ours]
         images += _gather_batches(drawn, sizes, batch_size, processes)
+        if energies is not None:
+            spent = control_energy(flow, trajectory, own_cond).float()
+            energies += _gather_batches(spent, sizes, batch_size, processes)
     return torch.cat(images) if processes.rank == 0 else None, cond
 
 # %% ../../nbs/4_judging/evaluation.ipynb #d7284f22
@@ -191,7 +202,7 @@ def _is_base(flow) -> bool:
     "Whether a flow says that it has learned nothing"
     return hasattr(flow, "is_base") and flow.is_base()
 
-
+# %% ../../nbs/4_judging/evaluation.ipynb #57592054
 class Evaluator(ImageJudge):
     "Reward, diversity and Fréchet distance of an image model, on fixed prompts and noise"
 
@@ -211,6 +222,7 @@ class Evaluator(ImageJudge):
         sheets=None,  # Folder for a sheet of samples of each evaluation
         cache=None,  # Folder of the base model's features and images; False: none
         processes=None,  # `Processes` that draw together; the first one judges
+        energy: bool = False,  # Also ∫‖ṽ‖² dt, with the base velocity at every step
     ):
         device = getattr(flow, "device", None)
         super().__init__(reward, images_per_prompt, features, fid, more, device)
@@ -219,22 +231,27 @@ class Evaluator(ImageJudge):
         self.batch_size = batch_size
         self.seed = seed
         self.sheets = sheets
+        self.energy = energy
         self.cache = cache_folder() if cache is None else cache
         self.together = processes if processes and processes.number > 1 else None
         if self.n > 1:  # diversity and distances need two images
             self.base = base_features(self, flow, self.cache)
 
     def __call__(self, flow, update: int = 0) -> dict:
+        spent = [] if self.energy else None
         if self.cache and self.prompts and not self.together and _is_base(flow):
             images, cond = self.before_learning(flow)
         else:
-            images, cond = self.draw(flow, self.seed)
+            images, cond = self.draw(flow, self.seed, energies=spent)
         if images is None:
             return {}
         rewards = self.rewards(images, cond)
         if self.sheets:
             write_sheet(self.sheets, update, images, self.prompts, rewards)
-        return self.numbers(images, cond, rewards)
+        found = self.numbers(images, cond, rewards)
+        if self.energy:  # a model that has learned nothing spends none
+            found["energy"] = float(torch.cat(spent).mean()) if spent else 0.0
+        return found
 
     def before_learning(self, flow) -> tuple:
         "As `draw`, for a model that has learned nothing: the same images in every run"
@@ -243,10 +260,11 @@ class Evaluator(ImageJudge):
         images = kept_images(file, lambda: self.draw(flow, self.seed)[0])
         return images, [prompt for prompt in self.prompts for _ in range(self.n)]
 
-    def draw(self, flow, seed: int, base: bool = False) -> tuple:
+    def draw(self, flow, seed: int, base: bool = False, energies=None) -> tuple:
         "Images of every prompt, and the prompts of the images"
         how = dict(batch_size=self.batch_size, processes=self.together, **self.how)
-        return draw(flow, self.prompts, self.n, seed=seed, base=base, **how)
+        how |= dict(seed=seed, base=base, energies=energies)
+        return draw(flow, self.prompts, self.n, **how)
 
 # %% ../../nbs/4_judging/evaluation.ipynb #0684bce8
 def how_drawn(
@@ -263,7 +281,7 @@ def how_drawn(
 def _base_file(evaluator, flow, cache) -> Path:
     "Where the features of the base model are kept; None without a cache"
     how = how_drawn(evaluator, flow)
-    kind = type(evaluator.features.get(evaluator.fid)).__name__
+    kind = extractor_name(evaluator.features.get(evaluator.fid))
     settings = (evaluator.n, evaluator.seed, how, kind)
     key = base_fingerprint(flow, evaluator.prompts, settings, evaluator.batch_size)
     return Path(cache) / f"base-{key}.safetensors" if cache else None

@@ -20,7 +20,12 @@ from ..common.files import read_json, sha256, write_json, write_whole
 from ..common.images import pixels, save_image
 from ..common.random import generator_of
 from .evaluation import ONE_PROCESS
-from .features import features_of, fid_features, match_device
+from vggflow.judging.features import (
+    extractor_name,
+    features_of,
+    fid_features,
+    match_device,
+)
 from .fingerprints import checksum
 from .metrics import diversity, frechet_distance
 from .sheets import sample_sheet
@@ -424,7 +429,8 @@ def evaluate_sets(
         name: score_images(out / "scores" / name, files, *how)
         for name, files in sets.items()
     }
-    record = _numbers_record(sets, scores, fid) | (about or {})
+    names = {name: extractor_name(extract) for name, extract in features.items()}
+    record = _numbers_record(sets, scores, fid) | dict(extractors=names) | (about or {})
     write_json(out / "evaluation.json", record)
     save_image(out / "sheet.png", compare_sheet(_shown_sets(sets)))
     return record

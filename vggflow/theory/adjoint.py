@@ -72,8 +72,8 @@ def costates(
 def memoryless_noise(
     t: Tensor,  # Time, scalar tensor
     h: Tensor,  # Step, scalar tensor
-) -> Tensor:  # s, scalar tensor
-    "s = √(2(1 − t)/(t + h)), the noise of the memoryless SDE at the start of a step"
+) -> Tensor:  # κ, scalar tensor
+    "κ = √(2(1 − t)/(t + h)), the noise of the memoryless SDE at the start of a step"
     return (2 * (1 - t) / (t + h)).sqrt()
 
 # %% ../../nbs/1_theory/adjoint.ipynb #2f788768
@@ -96,7 +96,7 @@ def memoryless_steps(
     noise: Tensor,  # Of the steps, shape (B, N, ...)
     cond=None,  # Prompts or None
 ) -> tuple:  # States (N+1, B, ...) and velocities (N, B, ...)
-    "Euler–Maruyama for dX = (2v − X/t) dt + s dB, t → t + h in both denominators"
+    "Euler–Maruyama for dX = (2v − X/t) dt + κ dB, t → t + h in both denominators"
     states = [x]
     velocities = []
     for k, (t, h) in enumerate(zip(times[:-1], times.diff())):

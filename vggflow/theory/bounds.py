@@ -118,13 +118,13 @@ def wasserstein2(
 # %% ../../nbs/1_theory/bounds.ipynb #a030e30b
 def tilted_flow(
     flow: MixtureFlow,  # The base
-    a,  # Linear part of the reward r = a·x − c/2 ‖x‖², a number or shape (d,)
-    c: float,  # Curvature of the reward, at least 0
+    a,  # Linear part of the reward r = a·x − k/2 ‖x‖², a number or shape (d,)
+    curvature: float,  # k of the reward, at least 0
     lam: float,  # λ = 1/β
 ) -> MixtureFlow:  # Flow with data q_1 exp(r/λ), normalised
     "The tilted distribution of a mixture, which is a mixture again"
     S = flow.std**2
-    new = 1 / (1 / S + c / lam)
+    new = 1 / (1 / S + curvature / lam)
     pull = torch.as_tensor(a, dtype=S.dtype) / lam
     mean = new[:, None] * (flow.means / S[:, None] + pull)
     growth = mean.pow(2).sum(1) / new - flow.means.pow(2).sum(1) / S

@@ -6,7 +6,6 @@
 __all__ = ['prompts', 'heldout_prompts', 'USUAL_LR', 'load_emoji', 'ProbeReport', 'utility_report', 'EmojiWorld']
 
 # %% ../../nbs/5_worlds/emoji.ipynb #22a10271
-import numpy as np
 import torch
 
 from ..judging.metrics import by_prompt, circular_variance, effective_number
@@ -14,7 +13,13 @@ from ..judging.prompts import ANIMALS, all_captions, caption
 from .checks import choose_device, quietly
 from .emoji_data import asset
 from .emoji_networks import load_clip, load_probe
-from .emoji_rewards import UTILITIES, load_reward, true_utility
+from vggflow.worlds.emoji_rewards import (
+    UTILITIES,
+    load_reward,
+    named_in,
+    shown_in,
+    true_utility,
+)
 from .sd3 import SD3Flow
 from .world import Built, ImageWorld, parameters
 
@@ -40,33 +45,28 @@ def load_emoji(
 
 # %% ../../nbs/5_worlds/emoji.ipynb #5d2007d4
 class ProbeReport:
-    "Accuracy, vendors and hue spread of emoji images"
+    "Accuracy, prompt following, vendors and hue spread of emoji images"
 
     def __init__(
         self,
-        probe,  # Images -> object with `animal`, `vendor`, `hue`: `EmojiProbe.read`
-        animals,  # Names, in the order of the probe's answers
+        probe,  # Images -> the factors that they show: `EmojiProbe.read`
         n: int,  # Images of each prompt
     ):
-        self.read, self.animals, self.n = probe, list(animals), n
+        self.read, self.n = probe, n
 
     @torch.no_grad()
     def __call__(self, images, cond) -> dict:
         read = self.read(images)
-        right = read.animal.cpu().numpy() == self._asked(cond)
-        return dict(
-            accuracy=float(np.mean(right)),
+        named, shown = named_in(cond), shown_in(read).cpu()
+        right, told = named == shown, named[:, 1:] >= 0
+        report = dict(
+            accuracy=right[:, 0].float().mean().item(),
             vendors=by_prompt(effective_number, self.n, read.vendor.cpu()),
             hue_spread=by_prompt(circular_variance, self.n, read.hue.cpu()),
         )
-
-    def _asked(self, cond):
-        "Index of the animal that each prompt names, -1 where it names none"
-        return np.array([self._animal(prompt.split()) for prompt in cond])
-
-    def _animal(self, words):
-        "Index of the first animal among words"
-        return next((self.animals.index(w) for w in words if w in self.animals), -1)
+        if told.any():  # sizes, colours and styles
+            report["following"] = right[:, 1:][told].float().mean().item()
+        return report
 
 # %% ../../nbs/5_worlds/emoji.ipynb #6c671c54
 def utility_report(
@@ -118,7 +118,7 @@ class EmojiWorld(ImageWorld):
 
     def reports(self, reward_name, images_per_prompt) -> list:
         "What the probe sees, and the true utility"
-        probe = ProbeReport(load_probe().read, ANIMALS, images_per_prompt)
+        probe = ProbeReport(load_probe().read, images_per_prompt)
         truth = utility_report(reward_name)
         return [probe, truth] if truth else [probe]
 

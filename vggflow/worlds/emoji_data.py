@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CURE', 'VENDORS', 'EDGES', 'RANGES', 'asset', 'master_images', 'show_sheet', 'colour_of', 'pastel', 'draw_factors',
-           'render', 'softened', 'size_of', 'captions_of']
+           'render', 'softened', 'size_of', 'words_of', 'captions_of']
 
 # %% ../../nbs/5_worlds/emoji_data.ipynb #4a4345dc
 import functools
@@ -21,7 +21,14 @@ from torch import Tensor
 from ..common.data import data_folder
 from ..common.files import sha256
 from ..common.images import image_grid
-from ..judging.prompts import ANIMALS, COLOURS, FORMS, caption, heldout
+from vggflow.judging.prompts import (
+    ANIMALS,
+    COLOURS,
+    FORMS,
+    STYLES,
+    caption,
+    heldout,
+)
 
 # %% ../../nbs/5_worlds/emoji_data.ipynb #2cafa14f
 CURE = "run `git checkout -- data/emoji` in a checkout, or reinstall vggflow"
@@ -52,7 +59,7 @@ def _verified(root: Path, name: str) -> Path:
     return root / name
 
 # %% ../../nbs/5_worlds/emoji_data.ipynb #12c32f14
-VENDORS = [
+VENDORS = [  # each has its word in `STYLES`
     "noto",
     "noto-v1",
     "twemoji",
@@ -63,7 +70,7 @@ VENDORS = [
 
 
 @functools.lru_cache
-def master_images() -> Tensor:  # (24, 6, 4, 64, 64): premultiplied RGBA in [0,1]
+def master_images() -> Tensor:  # (24, 6, 4, 128, 128): premultiplied RGBA in [0,1]
     "The images of all animals by all vendors"
     with np.load(asset("master.npz")) as file:
         bytes_ = torch.from_numpy(file["images"])
@@ -137,13 +144,13 @@ def draw_factors(
 # %% ../../nbs/5_worlds/emoji_data.ipynb #cfc29203
 def render(
     factors,  # As from `draw_factors`
-    size: int = 32,  # Side in pixels, a divisor of 64
+    size: int = 64,  # Side in pixels, a divisor of 128
 ) -> Tensor:  # (n,3,size,size) in [0,1]
     "Pictures: the emoji flipped, turned, scaled and shifted on a plain background"
     emoji = master_images()[factors.animal, factors.vendor]
     grid = F.affine_grid(_placement(factors), emoji.shape, align_corners=False)
     x = F.grid_sample(emoji, grid, align_corners=False)
-    x = F.avg_pool2d(x, 64 // size)
+    x = F.avg_pool2d(x, x.shape[-1] // size)
     ground = pastel(factors.hue, factors.sat, factors.val)[:, :, None, None]
     return (x[:, :3] + (1 - x[:, 3:]) * ground).clamp(0, 1)
 
@@ -169,7 +176,7 @@ def softened(
         strength = torch.rand(len(x), 1, 1, 1, generator=generator)
         return strength * (torch.rand(len(x), 1, 1, 1, generator=generator) < share)
 
-    blurred = F.avg_pool2d(F.pad(x, [2] * 4, "replicate"), 5, 1)
+    blurred = F.avg_pool2d(F.pad(x, [4] * 4, "replicate"), 9, 1)
     x = x + some(0.5) * (blurred - x)
     x = x + 0.3 * some(0.25) * (x.roll(1, 0) - x)
     return x + 0.1 * some(0.25) * torch.randn(x.shape, generator=generator)
@@ -183,18 +190,31 @@ def size_of(
     return words
 
 
+def words_of(
+    factors,  # As from `draw_factors`
+) -> list:  # (animal, size, colour, style) of each picture, the size perhaps empty
+    "All that a prompt could say of pictures"
+    animals = [ANIMALS[animal] for animal in factors.animal]
+    colours = [COLOURS[colour] for colour in colour_of(factors.hue)]
+    styles = [STYLES[vendor] for vendor in factors.vendor]
+    return list(zip(animals, size_of(factors.scale), colours, styles))
+
+# %% ../../nbs/5_worlds/emoji_data.ipynb #ca9710f5
 def captions_of(
     factors,  # As from `draw_factors`
-    rng,  # `random.Random`
+    generator: torch.Generator = None,  # Source of randomness
 ) -> list:  # A true prompt of the grammar for each picture
-    "Half of the captions name the animal only, the others background or size or both"
-    captions = []
-    colours, sizes = colour_of(factors.hue).tolist(), size_of(factors.scale)
-    for number, colour, size in zip(factors.animal.tolist(), colours, sizes):
-        share, form = rng.random(), rng.randrange(len(FORMS))
-        animal, colour = ANIMALS[number], COLOURS[colour]
-        coloured = share < 0.4 and not heldout(animal, colour)
-        sized = share < 0.12 or 0.4 < share < 0.55
-        words = size if sized else "", colour if coloured else ""
-        captions.append(caption(animal, *words, form))
-    return captions
+    "Four captions in ten name the animal only, the others one attribute or more"
+    told = torch.rand(len(factors.animal), 3, generator=generator)
+    plain = torch.rand(len(told), generator=generator) < 0.4
+    told = (told < 0.45) & ~plain[:, None]  # size, colour, style
+    forms = torch.randint(len(FORMS), (len(told),), generator=generator)
+    rows = zip(words_of(factors), told.tolist(), forms.tolist())
+    return [_caption(*words, *tell, form) for words, tell, form in rows]
+
+
+def _caption(animal, size, colour, style, sized, coloured, styled, form):
+    "A caption with what is to be told, but for what is held out"
+    colour = colour if coloured and not heldout(animal, colour) else ""
+    style = style if styled and not heldout(animal, style) else ""
+    return caption(animal, size if sized else "", colour, form, style)

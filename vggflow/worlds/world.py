@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..common.names import choose, is_import_path, load_object
+from ..common.perceptual import own_perceptual
 from ..judging.prompts import load_prompts
 from ..judging.rewards import get_reward
 
@@ -98,9 +99,14 @@ class ImageFeatures(World):
     "A world whose flow decodes to images"
 
     has_images = True
-    perceptual, clip = "efficientnet", None  # Features where nothing is asked for
+    clip = None  # Features where nothing is asked for
     clip_in_training = "none"  # Of a run's own evaluations
     most_at_once = 96  # Images drawn at once by an evaluation
+
+    @property
+    def perceptual(self) -> str:
+        "Features of diversity where nothing is asked for"
+        return own_perceptual(self.name)
 
     def place(self, processes, method) -> dict:
         "Device of this process, where there are several"
@@ -112,7 +118,7 @@ class ImageFeatures(World):
 
     def extractors(
         self,
-        perceptual: str = "",  # efficientnet, dreamsim or none; empty: the world's own
+        perceptual: str = "",  # Name of `PERCEPTUAL`, or none; empty: the world's own
         clip=None,  # Folder or hub id of a CLIP, or 'none'; None: the world's own
         device="cpu",  # Where they work
     ) -> dict:  # By name
@@ -141,7 +147,7 @@ class EvaluatedWorld(ImageFeatures):
         beta: float = 1.0,  # 1/λ, not needed here
         prompts=None,  # Those that are drawn each time; None: all of the run
         images_per_prompt: int = 16,
-        perceptual: str = "efficientnet",  # As in `extractors`
+        perceptual: str = "",  # As in `extractors`; empty: the runs' own
         clip="",  # As in `extractors`; empty: none, or the world's own small one
         batch_size: int = 0,  # Images drawn at once; 0: the world's own
         forward_batch: int = 0,  # The run's, which bounds that
@@ -155,7 +161,8 @@ class EvaluatedWorld(ImageFeatures):
         if processes is None or processes.main:
             device = getattr(built.flow, "device", "cpu")
             clip = clip or self.clip_in_training
-            features = self.extractors(perceptual, clip, device)
+            kind = perceptual or own_perceptual(self.name)
+            features = self.extractors(kind, clip, device)
             reports = self.reports(reward_name or self.default_reward, images_per_prompt)
         return Evaluator(
             built.flow,
