@@ -13,7 +13,8 @@ from vggflow import cli
 
 NOTEBOOKS = "test_notebooks"
 LONG = (  # notebooks and files of tests, the longest first: two workers end together
-    *("1_theory/bounds", "3_training/loop", "1_theory/control", "2_methods/registry"),
+    *("pages/judges", "1_theory/bounds", "3_training/loop", "1_theory/control"),
+    "2_methods/registry",
     *("1_theory/adjoint", "5_worlds/emoji", "1_theory/differences", "1_theory/exercises"),
     *("3_training/diagnostics", "emoji/manifest", "1_theory/value", "experiments/peaks"),
     *("test_distributed", "test_warm", "test_devices", "test_where_they_end"),
