@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..common.data import data_folder
+from ..common.data import CURE, data_folder
 from ..common.hub import HubError
 from ..common.names import choose
 from ..common.perceptual import PERCEPTUAL, perceptual_name
@@ -201,10 +201,9 @@ def load_small(
     from safetensors import SafetensorError
 
     folder = Path(folder or data_folder() / "emoji" / "dreamsim")
-    remedy = "run `git checkout -- data/emoji` in a checkout, or reinstall vggflow"
     for file in _FILES:
         if not (folder / file).exists():
-            raise FileNotFoundError(f"{folder / file} is missing: {remedy}")
+            raise FileNotFoundError(f"{folder / file} is missing: {CURE}")
     damage = (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError)
     try:
         net = small_network(folder, device)
@@ -212,7 +211,7 @@ def load_small(
     except (*damage, SafetensorError) as error:
         raise ValueError(
             f"{folder} holds no small DreamSim ({type(error).__name__}), "
-            f"a file is damaged: {remedy}"
+            f"a file is damaged: {CURE}"
         ) from error
 
 # %% ../../nbs/4_judging/features.ipynb #ff51da99

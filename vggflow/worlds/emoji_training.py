@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..common.files import write_whole
 from ..common.random import generator_of
 from .checks import quietly
 
@@ -70,10 +71,8 @@ class KeptTraining(Training):
         plain = {name: getattr(self, name) for name in self.PLAIN}
         parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
         nets = [net.state_dict() for net in self.nets]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(".new")
-        torch.save(dict(plain=plain, parts=parts, nets=nets), new)
-        new.rename(file)
+        state = dict(plain=plain, parts=parts, nets=nets)
+        write_whole(file, lambda unfinished: torch.save(state, unfinished))
 
     def load(self, file: Path):
         "Take a state over; `ValueError` where it is of another training"
@@ -98,7 +97,7 @@ def train_networks(
     nets: list,  # Modules; they end with the averaged weights
     loss,  # As of `Training`
     file="",  # Where the state is kept; empty: nowhere
-    every: int = 500,  # Updates between two states, and between two printed lines
+    every: int = 500,  # Updates between two states
     **settings,  # Others of `Training`
 ) -> dict:  # Updates, CPU seconds, and the mean loss of the first and the last tenth
     "All updates that are left"

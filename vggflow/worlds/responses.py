@@ -53,7 +53,7 @@ CHANGES = {  # what differs between the two pictures of a pair
 }
 STRENGTHS = (0.25, 0.5, 1.0)
 
-
+# %% ../../nbs/5_worlds/responses.ipynb #09ea2da1
 def responses(
     extract,  # Images (B, 3, H, W) in [0, 1] -> (B, d)
     pictures: int = 192,  # Pairs behind each number
@@ -67,8 +67,10 @@ def responses(
     factors = draw_factors(pictures, generator)
     x = render(factors, size=size)
 
-    def apart(y, x=x):
-        return float(distances(extract, x, y).mean())
+    own = features_of(extract, x)
+
+    def apart(y):
+        return float((1 - F.cosine_similarity(own, features_of(extract, y))).mean())
 
     changed = {k: redrawn(factors, names, generator) for k, names in CHANGES.items()}
     free = draw_factors(pictures, generator)
@@ -80,7 +82,9 @@ def responses(
     for kind in DAMAGES:
         hurt = {s: damaged(x, kind, s, generator) for s in strengths}
         found[kind] = {s: apart(y) / unit for s, y in hurt.items()}
-    return found | {name: apart(b, a) / unit for name, (a, b) in (pairs or {}).items()}
+    for name, pair in (pairs or {}).items():
+        found[name] = float(distances(extract, *pair).mean()) / unit
+    return found
 
 # %% ../../nbs/5_worlds/responses.ipynb #ef14d01b
 def climbed(
