@@ -324,6 +324,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'vggflow/commands/saved.py'),
                                         'vggflow.commands.saved.of_record': ( '7_commands/saved.html#of_record',
                                                                               'vggflow/commands/saved.py'),
+                                        'vggflow.commands.saved.refuse_another_base': ( '7_commands/saved.html#refuse_another_base',
+                                                                                        'vggflow/commands/saved.py'),
                                         'vggflow.commands.saved.settings_of_run': ( '7_commands/saved.html#settings_of_run',
                                                                                     'vggflow/commands/saved.py'),
                                         'vggflow.commands.saved.world_of_run': ( '7_commands/saved.html#world_of_run',

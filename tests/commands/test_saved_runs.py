@@ -103,6 +103,7 @@ def test_a_run_that_has_not_ended_has_its_last_checkpoint(run, call, here):
 def test_dtype_and_tiling_are_those_of_the_run(run, model, here):
     shutil.copytree(run, "r")
     edit_flow("r/config.json", dtype="bfloat16", vae_tiling=True)
+    edit("r/config.json", about={})  # the checksum was that of float32
 
     def dtype(saved):
         return saved.flow.transformer.pos_embed.proj.weight.dtype
@@ -217,3 +218,23 @@ def test_a_reward_without_gradient_ends_before_the_model_is_drawn_from(
     status, _, err = call(line)
     assert status == 2 and "no gradient" in err
     assert not Path("r/config.json").exists()
+
+
+def test_a_run_of_a_model_whose_weights_have_changed_is_refused(run, model, call, here):
+    "An adapter means nothing to other weights; a model named anew is the caller's choice"
+    shutil.copytree(run, "r")
+    record = json.loads(Path("r/config.json").read_text())
+    right = record["about"]["weights"]
+    edit("r/config.json", about={**record["about"], "weights": "0123456789abcdef"})
+    for line in (
+        "sample 'a cat' --run r --out a.png",
+        "evaluate --run r --out x --reward redness --perceptual none --clip none",
+    ):
+        status, _, err = call(line)
+        assert status == 2 and err.count("\n") == 1
+        assert "0123456789abcdef" in err and right in err and "--model" in err
+    assert not Path("a.png").exists() and not Path("x").exists()
+    shutil.copytree(model, "m")
+    assert call("sample 'a cat' --run r --model m --out a.png")[0] == 0
+    edit_flow("r/config.json", dtype="bfloat16")  # rounded in another way, not compared
+    assert call("sample 'a cat' --run r --dtype fp32 --out b.png")[0] == 0

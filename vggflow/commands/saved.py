@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIPELINE', 'of_record', 'of_recipe', 'of_foreign_record', 'settings_of_run', 'SavedModel', 'chosen', 'world_of_run',
-           'load_saved', 'adapter_of_run']
+           'refuse_another_base', 'load_saved', 'adapter_of_run']
 
 # %% ../../nbs/7_commands/saved.ipynb #f574da3b
 import sys
@@ -113,6 +113,28 @@ def world_of_run(run: str, model: str, said: dict):
         raise ValueError(f"{run} is a run of world {name!r}: name its --model")
     return world
 
+# %% ../../nbs/7_commands/saved.ipynb #d3a7528a
+def refuse_another_base(
+    run,  # A run directory
+    flow,  # The model that it names
+):
+    "Raise a one-line ValueError where the model's weights are not those of the run"
+    record = RunDirectory(run).record
+    said = record.get("flow") or {}
+    if not hasattr(flow, "fingerprint"):
+        return
+    if said.get("dtype", "float32") != flow.describe().get("dtype", "float32"):
+        return  # rounded in another way, the same weights have another checksum
+    then = (record.get("about") or {}).get("weights")
+    now = flow.fingerprint()["weights"]
+    if then and then != now:
+        version = (record.get("versions") or {}).get("vggflow", "not known")
+        raise ValueError(
+            f"{run} has an adapter of a model with other weights (checksum {then}, now "
+            f"{now}): train again, install the run's vggflow ({version}) where the model "
+            "is the emoji world, or give the model of the run by --model"
+        )
+
 # %% ../../nbs/7_commands/saved.ipynb #5ee5a6d2
 def load_saved(
     model: str = None,  # Folder or hub id of a Stable Diffusion 3; none: the emoji world
@@ -126,6 +148,7 @@ def load_saved(
 ) -> SavedModel:
     "The model that names and a run directory mean"
     said = settings_of_run(run, model or "", lora or "") if run else {}
+    of_run = run and not lora and model in (None, "", said.get("model"))
     model = model or said.get("model") or ""
     world = world_of_run(run, model, said)
     usual = 1.0 if run else world.draw_guidance
@@ -140,6 +163,8 @@ def load_saved(
     dtype = dtype or said.get("dtype") or ""
     settings = {**settings, **own, "guidance_scale": guidance_scale}
     flow = load_model(model, lora or "", dtype, device or "", **settings)
+    if of_run:
+        refuse_another_base(run, flow)
     if weights:
         flow.load_trainable_state(weights)
     return SavedModel(flow, world, said)
