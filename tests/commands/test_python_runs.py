@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vggflow import FinetuneConfig, ReFL, finetune, get_reward, load_flow
+from vggflow.commands.run import run
 from vggflow.common.files import read_rows
 
 SMALL = dict(batch_size=2, steps=3, lr=1e-2, save_every=1)
@@ -90,3 +91,14 @@ def test_a_moved_run_names_no_former_place(here, call):
     assert not Path("first/run").exists()
     stored = "".join(p.read_text() for p in Path("kept").glob("*.json"))
     assert str(here / "first") not in stored
+
+
+@pytest.mark.parametrize("own_noise", [False, True])
+def test_evaluations_have_the_seed_s_own_noise_where_that_is_asked_for(own_noise):
+    "So that a spread over seeds holds the noise of an evaluation too"
+    how = dict(world="gaussian", updates=1, batch_size=2, eval_every=1, progress=False)
+    runs = [run(**how, seed=seed, own_noise=own_noise) for seed in (0, 1, 0)]
+    start = [history.evals[0]["reward"] for history in runs]
+    assert runs[0].evals[0]["update"] == 0  # when nothing is learned yet
+    assert start[0] == start[2]
+    assert (start[0] != start[1]) == own_noise

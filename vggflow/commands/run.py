@@ -82,6 +82,7 @@ class Looks:
     perceptual: str = ""  # efficientnet, dreamsim, dreamsim-emoji, none; empty: the world's
     clip: str = ""  # Folder or hub id of a CLIP for diversity and alignment, or none
     energy: bool = False  # Also how far from the base the flow drives: ∫‖ṽ‖² dt
+    own_noise: bool = False  # Noise of evaluations follows the seed; else all runs share it
 
 
 LOOKS = tuple(f.name for f in fields(Looks))
@@ -218,12 +219,15 @@ def watches_of(
     sampler = dict(steps=config.steps, shift=config.shift, processes=processes)
     watches = {}
     if config.eval_every:
-        looks = {k: v for k, v in asdict(plan.looks).items() if k != "eval_prompts"}
+        looks = asdict(plan.looks)
+        shown = looks.pop("eval_prompts")
+        if looks.pop("own_noise"):  # an evaluation takes three seeds in a row
+            looks["seed"] = 12345 + 10 * config.seed
         watches["evaluate"] = plan.world.evaluator(
             made,
             reward_name=plan.reward or plan.world.default_reward,
             beta=getattr(plan.method, "beta", 1.0),
-            prompts=made.prompts and evenly(made.prompts, plan.looks.eval_prompts),
+            prompts=made.prompts and evenly(made.prompts, shown),
             sheets=folder and folder / "samples",
             forward_batch=config.forward_batch,
             **looks,

@@ -151,7 +151,7 @@ def check_parameters(
 # %% ../../nbs/6_experiments/cards.ipynb #c97cdfa4
 PLACES = ("out", "progress")  # parameters without influence on results
 # parameters that a template got later, with the value that runs had before
-_LATER = dict(perceptual="efficientnet", clip="", more={})
+_LATER = dict(perceptual="efficientnet", clip="", more={}, own_noise=False)
 
 
 def object_name(
