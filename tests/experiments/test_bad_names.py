@@ -11,7 +11,7 @@ BAD = [
     (["figure", "fig55"], "fig05"),
     (["figure", "fig05", "--profile", "papr"], "did you mean 'paper'?"),
     (["figures", "--profile", "quik"], "did you mean 'quick'?"),
-    (["cards", "aesthetics"], "did you mean 'aesthetic'?"),
+    (["cards", "aesthtic"], "did you mean 'aesthetic'?"),
     (["figures", "--experiment", "lrgrid"], "did you mean 'lr-grid'?"),
     (["train", "--world", "emojis"], "did you mean 'emoji'?"),
     (["train", "--world", "gaussian", "--method", "VGG-Flw"], "did you mean 'VGG-Flow'"),
