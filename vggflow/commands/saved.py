@@ -126,9 +126,8 @@ def refuse_another_base(
     ]
     then = (record.get("about") or {}).get("weights")
     now = getattr(flow, "fingerprint", dict)().get("weights")
-    if not (then and now) or types[0] != types[1]:  # rounded otherwise, not comparable
-        return
-    if then != now:
+    comparable = then and now and types[0] == types[1]  # not where rounded otherwise
+    if comparable and then != now:
         version = (record.get("versions") or {}).get("vggflow", "not known")
         raise ValueError(
             f"{run} has an adapter of a model with other weights (checksum {then}, now "

@@ -66,7 +66,6 @@ def responses(
     generator = torch.Generator().manual_seed(seed)
     factors = draw_factors(pictures, generator)
     x = render(factors, size=size)
-
     own = features_of(extract, x)
 
     def apart(y):
