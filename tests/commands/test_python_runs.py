@@ -102,3 +102,22 @@ def test_evaluations_have_the_seed_s_own_noise_where_that_is_asked_for(own_noise
     assert runs[0].evals[0]["update"] == 0  # when nothing is learned yet
     assert start[0] == start[2]
     assert (start[0] != start[1]) == own_noise
+
+
+def test_evaluations_before_the_first_are_at_its_half_and_quarter():
+    "Methods rise fastest at the start"
+    how = dict(world="gaussian", updates=8, batch_size=2, eval_every=8, progress=False)
+    assert [row["update"] for row in run(**how, eval_early=2).evals] == [0, 2, 4, 8]
+    assert [row["update"] for row in run(**how).evals] == [0, 8]
+
+
+def test_the_end_is_judged_with_as_many_noises_as_asked_for():
+    "The mean over noises, and the deviation of one, stand in the last row alone"
+    how = dict(world="emoji", updates=1, batch_size=2, steps=4, transitions=2, eval_every=1)
+    how |= dict(eval_prompts=2, images_per_prompt=2, progress=False)
+    start, end = run(**how, end_noises=3).evals
+    one = run(**how).evals[-1]
+    assert "noises" not in start and "noises" not in one
+    assert end["noises"] == 3 and end["noise_sd"]["reward"] > 0
+    assert end["reward"] != one["reward"]
+    assert abs(end["reward"] - one["reward"]) < 1.2 * end["noise_sd"]["reward"]

@@ -83,6 +83,7 @@ class Looks:
     clip: str = ""  # Folder or hub id of a CLIP for diversity and alignment, or none
     energy: bool = False  # Also how far from the base the flow drives: ∫‖ṽ‖² dt
     own_noise: bool = False  # Noise of evaluations follows the seed; else all runs share it
+    end_noises: Count = 1  # Noises of the last evaluation of images; the row is their mean
 
 
 LOOKS = tuple(f.name for f in fields(Looks))
@@ -223,6 +224,7 @@ def watches_of(
         shown = looks.pop("eval_prompts")
         if looks.pop("own_noise"):  # an evaluation takes three seeds in a row
             looks["seed"] = 12345 + 10 * config.seed
+        looks["noises"] = {config.updates: looks.pop("end_noises")}
         watches["evaluate"] = plan.world.evaluator(
             made,
             reward_name=plan.reward or plan.world.default_reward,

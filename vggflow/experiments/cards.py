@@ -151,7 +151,14 @@ def check_parameters(
 # %% ../../nbs/6_experiments/cards.ipynb #c97cdfa4
 PLACES = ("out", "progress")  # parameters without influence on results
 # parameters that a template got later, with the value that runs had before
-_LATER = dict(perceptual="efficientnet", clip="", more={}, own_noise=False)
+_LATER = dict(
+    perceptual="efficientnet",
+    clip="",
+    more={},
+    own_noise=False,
+    eval_early=0,
+    end_noises=1,
+)
 
 
 def object_name(

@@ -113,6 +113,7 @@ class FinetuneConfig:
     seed: CountOrNone = 0  # Of noise, prompts, transitions and the method's networks
     save_every: Count = 50  # Updates between checkpoints
     eval_every: CountOrNone = 0  # Updates between evaluations; 0: none
+    eval_early: CountOrNone = 0  # Evaluations before the first: at its half, quarter, ...
     micro_batch: CountOrNone = 0  # Items with gradients at once; 0: all
     forward_batch: CountOrNone = 0  # Samples without gradients at once; 0: all
     ema: Decay = 0.0  # Decay of the weights' average that is evaluated and exported
@@ -126,6 +127,7 @@ MAY_CHANGE = {  # further, more often, in other portions: still the same run
     "updates",
     "save_every",
     "eval_every",
+    "eval_early",
     "micro_batch",
     "forward_batch",
     "log_to",

@@ -287,7 +287,7 @@ def ready_model(flow, prompts, processes: Processes, remember: bool):
 
 def periodic_monitors(config: FinetuneConfig, evaluate, samples) -> list:
     "What looks at a run every few updates"
-    evaluation = Evaluation(evaluate, config.eval_every)
+    evaluation = Evaluation(evaluate, config.eval_every, config.eval_early)
     return [evaluation, SampleSheets(samples, config.sample_every)]
 
 

@@ -52,16 +52,19 @@ class Evaluation:
         self,
         evaluate: Callable | None,  # (flow, update) -> dict of numbers
         every: int,  # Updates between evaluations; 0: none
+        early: int = 0,  # Evaluations before the first: at its half, quarter, ...
     ):
         self.evaluate = evaluate
         self.every = every
+        self.early = {every >> halvings for halvings in range(1, early + 1)}
 
     def __call__(self, run, last: bool = False):
         if not self.evaluate or not self.every:
             return
         update = run.state.update
         is_done = any(row["update"] == update for row in run.history.evals)
-        if not is_done and (last or run.ended or update % self.every == 0):
+        is_due = last or run.ended or update % self.every == 0 or update in self.early
+        if is_due and not is_done:
             numbers = call_undisturbed(self.evaluate, run.state, run.processes)
             run.note("eval", dict(update=update, **numbers))
 
