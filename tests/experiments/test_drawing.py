@@ -1,6 +1,7 @@
 "Figures: when they are drawn, their records, their bytes"
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,35 @@ def test_a_figure_knows_when_it_is_out_of_date(checkout):
     assert figure_state(figure, "smoke") == ""
     make_table(2.0, 1.0)
     assert figure_state(figure, "smoke") == "toy-smoke.csv has changed"
+
+
+def test_a_figure_drawn_from_uncommitted_source_says_so(checkout):
+    "And is drawn again from a commit"
+    make_table()
+    figure = read_figures()["figtoy"]
+    (checkout / ".gitignore").write_text("/data/runs/\n/figures/smoke/\n")
+    git(checkout, "init", "-q")
+    png = draw_figure("figtoy", "smoke")
+    record = json.loads(png.with_suffix(".json").read_text())
+    assert "uncommitted" not in record, "there is no commit to differ from"
+    clean = png.read_bytes()
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-qm", "all")
+    (checkout / "notes.py").write_text("x = 1")
+    draw_figure("figtoy", "smoke", fresh=True)
+    assert json.loads(png.with_suffix(".json").read_text())["uncommitted"] is True
+    assert png.read_bytes() != clean
+    assert figure_state(figure, "smoke") == ""
+    (checkout / "notes.py").unlink()
+    assert figure_state(figure, "smoke") == "drawn from source that was in no commit"
+    draw_figure("figtoy", "smoke")
+    assert figure_state(figure, "smoke") == "" and png.read_bytes() == clean
+
+
+def git(folder, *words):
+    "In a small checkout, as nobody"
+    who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+    subprocess.run(["git", "-C", str(folder), *who, *words], check=True)
 
 
 def test_a_figure_that_is_up_to_date_is_left_alone(checkout):
@@ -139,3 +169,8 @@ def test_same_data_same_bytes(tmp_path):
             paths = save_figure(fig, "x", record, tmp_path / str(i))
             drawn.append([Path(path).read_bytes() for path in paths])
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda path: path.stem)
+def test_no_figure_of_the_project_is_drawn_from_uncommitted_source(file):
+    assert "uncommitted" not in json.loads(file.read_text())

@@ -20,6 +20,7 @@ from pathlib import Path
 from ..common.data import project_root
 from ..common.files import copy_file, lock, print_line, sha256, write_text
 from ..common.names import choose
+from ..common.provenance import git_commit
 from vggflow.experiments.cards import (
     check_parameters,
     experiment_names,
@@ -164,6 +165,8 @@ def figure_state(
         record = json.loads(files[-1].read_text(encoding="utf8"))
     except json.JSONDecodeError:
         return "record broken"
+    if record.get("uncommitted") and not git_commit().endswith("-dirty"):
+        return "drawn from source that was in no commit"
     return _data_state(figure, profile, record) or _template_state(figure, profile, record)
 
 

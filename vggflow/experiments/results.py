@@ -148,7 +148,7 @@ def _same_reward(row, other, results, early):
 # %% ../../nbs/6_experiments/results.ipynb #bcc72a1b
 _UNSET = dict(eta="t^2", reuse=False)  # the value of a run whose card names none
 _ORDER = dict(
-    eta=["t^2", "t", "0"],
+    eta=["t^2", "t", "0", "end"],
     reuse=["False", "True"],
     method=[method for method in COLORS if method != "Base"],
 )

@@ -24,11 +24,16 @@ def _linear_eta(t):
     return t
 
 
+def _eta_at_end(t):
+    return (t >= 1).to(t)
+
+
 eta_schedules = {
     "t^2": _quadratic_eta,
     "t": _linear_eta,
     "1": torch.ones_like,
     "0": torch.zeros_like,
+    "end": _eta_at_end,  # no look ahead, but g is right at the end
 }
 
 
@@ -44,7 +49,7 @@ def gaussian_eta(
 
 # %% ../../nbs/1_theory/value.ipynb #47459560
 def eta_schedule(
-    eta,  # 't^2' (the paper's), 't', '1', '0', 's/sigma:0.6', or a callable (B,) -> (B,)
+    eta,  # 't^2' (the paper's), 't', '1', '0', 'end', 's/sigma:0.6', or a callable of t
 ):  # Callable (B,) -> (B,)
     "The weight η_t of the forward-looking term (16); raises `ValueError` where unknown"
     if callable(eta):
