@@ -188,7 +188,7 @@ def faults(processes) -> dict:
 
         def reward(x, prompts=None):
             calls.append(1)
-            ill = processes.rank == 1 and len(calls) == 2
+            ill = processes.rank == 1 and len(calls) == 3  # the first is a trial
             return wave(x) * (float("nan") if ill else 1.0)
 
         return reward

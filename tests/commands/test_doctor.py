@@ -157,7 +157,7 @@ def test_a_plain_reward_is_tried_where_the_run_will_be(here, monkeypatch):
         seen.append(device)
         return []
 
-    monkeypatch.setattr("vggflow.judging.rewards.check_reward", note_device)
+    monkeypatch.setattr("vggflow.common.trial.check_reward", note_device)
     good = Check("device", "ok", "")
     monkeypatch.setattr(visits, "check_place", lambda *a: good)
     doctor(reward=f"{here}/r.py:f", device="cuda:1")
@@ -244,14 +244,16 @@ def test_adapters(models, here):
     flow = SD3Flow.from_pretrained(models["whole"], lora_rank=2, lora_alpha=4)
     flow.save_lora(here / "lora")
     net = look_at_model(models["whole"])["nets"]["transformer"]
-    fits = "rank 2, alpha 4, fits the transformer"
+    fits = "rank 2, 15 layers, fits the transformer"
     assert check_adapter_shapes(here / "lora", net) == fits
     assert not failed(model=models["whole"], lora=here / "lora", resolution=16)
     SD3Flow.from_pretrained(models["new"], lora_rank=2).save_lora(here / "other")
     with pytest.raises(ValueError, match="another architecture.*attn2"):
         check_adapter_shapes(here / "other", net)
     net.transformer_blocks[0].attn.to_q = torch.nn.Linear(999, 16, device="meta")
-    with pytest.raises(ValueError, match="the layer needs 999"):
+    with pytest.raises(
+        ValueError, match="to_q leads from 16 to 16 there, from 999 to 16 in this"
+    ):
         check_adapter_shapes(here / "lora", net)
     assert list(failed(model=models["whole"], lora=here / "other")) == ["adapter"]
     assert list(failed(model=models["whole"], lora=here / "none")) == ["adapter"]

@@ -5,6 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from vggflow import SD3Flow, lora_settings
+from vggflow.theory.flow import sample
+
 
 def snippets(card):
     "The Python in a card"
@@ -61,6 +68,33 @@ def test_the_card_tells_of_the_run_not_of_the_export(run, call, here, model):
     flow = said["flow"]
     assert flow.max_sequence_length == 64 and flow.vae.use_tiling
     assert flow.guidance_scale == 3
+
+
+@pytest.mark.parametrize("shift", [None, 1, 2, 3])
+def test_the_card_draws_what_the_run_drew(run, call, here, model, monkeypatch, shift):
+    "Its snippet for diffusers, as it stands, on the run's own times"
+    shutil.copytree(run, "r")
+    record = json.loads(Path("r/config.json").read_text())
+    record["config"].update(shift=shift, steps=4)
+    Path("r/config.json").write_text(json.dumps(record))
+    assert call("export r given")[0] == 0
+    settings = dict(guidance_scale=record["flow"]["guidance_scale"], image_size=16)
+    flow = SD3Flow.from_pretrained(model, **settings, **lora_settings("given"))
+    flow.load_lora("given")
+    noise = flow.prior(1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        path = sample(flow, noise, flow.times(4, shift), ["a prompt"])
+        own = flow.decode(path.x1).clamp(0, 1)
+    drawn, stock = [], StableDiffusion3Pipeline.__call__
+
+    def from_the_same_noise(pipe, *args, **how):
+        how |= dict(latents=noise.clone(), output_type="pt")
+        drawn.append(stock(pipe, *args, **how).images)
+        return stock(pipe, *args, **{**how, "output_type": "pil"})
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "__call__", from_the_same_noise)
+    run_snippets(Path("given/README.md").read_text(), model)
+    assert (drawn[0] - own).abs().max() < 1e-4
 
 
 def run_snippets(card, model):

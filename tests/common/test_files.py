@@ -18,7 +18,7 @@ from vggflow.common.files import (
     write_json,
     write_whole,
 )
-from vggflow.common.hub import HubError, hub_file
+from vggflow.common.hub import HubError, first_file, hub_file
 from vggflow.common.images import image_grid, save_image
 from vggflow.common.random import generator_of
 
@@ -148,3 +148,22 @@ def test_the_common_floor_is_light(module):
     code = f"import sys, vggflow.common.{module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_another_name_is_tried_only_where_the_first_is_not_there(monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError
+
+    asked = []
+
+    def download(repository, name, revision=None):
+        asked.append(name)
+        if name == "old.pt":
+            return "/cache/old.pt"
+        raise EntryNotFoundError(name) if repository == "me/has" else ConnectionError("no")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert str(first_file("me/has", ["new.pt", "old.pt"])) == "/cache/old.pt"
+    assert asked == ["new.pt", "old.pt"]
+    with pytest.raises(HubError, match="new.pt|no"):
+        first_file("me/far", ["new.pt", "old.pt"])
+    assert asked == ["new.pt", "old.pt", "new.pt"]

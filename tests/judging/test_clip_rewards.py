@@ -1,12 +1,14 @@
 "The rewards that look through CLIP, by their loaders, against the published recipes"
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_rewards import PROMPTS, SIZE, WIDTH, tiny_config, tiny_tokenizer
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -18,7 +20,9 @@ from vggflow.judging.clip_rewards import (
     HPSv2Reward,
     PickScoreReward,
     affine_head,
+    cleaned,
     clip_state,
+    head_file,
     load_open_clip,
     pinned_revision,
 )
@@ -83,6 +87,48 @@ def test_aesthetic_is_the_published_recipe(clip_folder, pictures, name):
     assert_close(reward(images), features[:, 0])
     assert_close(reward(images, PROMPTS), reward(images))
     assert reward(images).std() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aesthetic-model.pth",
+        "sac+logos+ava1-l14-linearMSE.pth",
+        "sac+logos+ava1-l14-linearMSE.safetensors",
+        "ava+logos-l14-linearMSE.pth",
+        "sa_0_4_vit_l_14_linear.pth",
+    ],
+)
+def test_a_published_head_is_found_under_its_name(clip_folder, pictures, name, tmp_path):
+    "And gives the numbers of its file"
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    state = torch.load(folder / "aesthetic-model.pth", weights_only=True)
+    for file in ("aesthetic-model.pth", "head.safetensors"):
+        (folder / file).unlink()
+    if name.startswith("sa_0_4"):  # one layer, without a number
+        state = dict(weight=torch.randn(1, WIDTH), bias=torch.randn(1))
+    save = save_file if name.endswith(".safetensors") else torch.save
+    save(state, folder / name)
+    features = published_features(clip_folder, pictures[0], PROMPTS)[1]
+    for layer in sorted({key.removesuffix("weight") for key in state if "weight" in key}):
+        features = features @ state[f"{layer}weight"].T + state[f"{layer}bias"]
+    reward = get_reward(f"aesthetic@{folder}")
+    assert_close(reward(pictures[1]), features[:, 0])
+
+
+def test_a_head_with_activations_is_refused(clip_folder):
+    "Its weights look like those of one without"
+    with pytest.raises(ValueError, match="has ReLUs between its layers"):
+        head_file(clip_folder, "ava+logos-l14-reluMSE.pth")
+
+
+def test_a_folder_without_a_head_names_them_all(clip_folder, tmp_path):
+    with pytest.raises(
+        OSError, match="none of aesthetic-model.pth, sac.*put one"
+    ) as caught:
+        head_file(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_float32_whatever_the_rest_computes_in(clip_folder, pictures):
@@ -273,6 +319,13 @@ def test_open_clip_weights_give_the_published_score(clip_folder, checkpoint, pic
     assert_close(reward(images, PROMPTS), F.cosine_similarity(image, text))
 
 
+def test_the_older_checkpoint_is_found_too(clip_folder, checkpoint, pictures, tmp_path):
+    torch.save(checkpoint[1].state_dict(), tmp_path / "HPS_v2_compressed.pt")
+    older = HPSv2Reward.from_pretrained(tmp_path, like=clip_folder)
+    newer = HPSv2Reward.from_pretrained(checkpoint[0], like=clip_folder)
+    assert_close(older(pictures[1], PROMPTS), newer(pictures[1], PROMPTS))
+
+
 def test_open_clip_weights_that_do_not_fit(clip_folder, checkpoint, tmp_path):
     state = checkpoint[1].state_dict()
     state.pop("ln_final.weight")
@@ -309,6 +362,63 @@ def test_open_clip_itself_agrees():
     with torch.no_grad():
         assert_close(clip.get_image_features(x).pooler_output, net.encode_image(x))
         assert_close(clip.get_text_features(ids).pooler_output, net.encode_text(ids))
+
+
+TEXTS = [
+    "a cat",
+    "A Cat's 3D-render, 1920x1080!!",
+    "caf&eacute; &amp;amp; bar",
+    "schÃ¶n “quoted” … text",
+    "two\n lines\tand  spaces",
+    "naïve Ångström ﬁ ligature",
+    "日本語の猫",
+    "emoji 🐱 cat",
+    "don't we'll I'm they've",
+    "a.b,c;d:e/f\\g",
+    "100% of #1 @home & more",
+    "x" * 400,
+    "&lt;b&gt;bold&lt;/b&gt;",
+    "ＦＵＬＬ width",
+    "e\u0301 combining",
+    "",
+    "A\u00a0B\u200bC",
+    "&quot;q&quot; it&#39;s",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    "open_clip's, and one of transformers with the same vocabulary"
+    tokenizer = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(k, k): v for k, v in tokenizer.encoder.items()}
+    merges = [tuple(pair) for pair in tokenizer.bpe_ranks]
+    return tokenizer, CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_hpsv2_reads_a_prompt_as_open_clip_does(tokenizers, text):
+    "Entities, broken characters and spaces; what fills the rest is never looked at"
+    theirs, ours = tokenizers
+    wanted = theirs([text])[0].tolist()
+    wanted = wanted[: wanted.index(49407) + 1]
+    tokens = ours(cleaned(text), truncation=True, max_length=77).input_ids
+    assert tokens == wanted
+
+
+def test_without_cleaning_it_would_not(tokenizers):
+    "Teeth"
+    theirs, ours = tokenizers
+    text = "caf&eacute;"
+    assert ours(text).input_ids != theirs([text])[0].tolist()[:4]
+
+
+def test_hpsv2_cleans_what_it_scores(clip_folder, pictures):
+    reward = HPSv2Reward.from_pretrained(clip_folder)
+    images = pictures[1][:1]
+    assert torch.equal(reward(images, ["a&#32;  cat\n"]), reward(images, ["a cat"]))
+    plain = ClipReward.from_pretrained(clip_folder)  # as transformers has it
+    assert not torch.equal(plain(images, ["a&#32;cat"]), plain(images, ["a cat"]))
 
 
 # --- errors, in one line each

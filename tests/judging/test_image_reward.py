@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from tiny_rewards import PROMPTS, SIZE, BlipWeights
 from transformers import BertTokenizer
 
+from vggflow.common.trial import check_reward
 from vggflow.judging.image_reward import ImageReward
 from vggflow.judging.pixels import CLIP_MEAN, CLIP_STD
-from vggflow.judging.rewards import check_reward
 
 
 def split_heads(x):

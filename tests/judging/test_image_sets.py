@@ -291,3 +291,81 @@ def test_a_sheet_shows_the_sets_side_by_side(tmp_path):
     assert sheet.shape == (8, 4 * 8 + 8 + 4 * 8, 3)
     assert (sheet[:, 32:40] == 255).all()
     assert sheet[0, 24].tolist() == sheet[0, 64].tolist() == [3, 0, 0]
+
+
+GREY = 180  # of 255, in every mode below
+
+
+@pytest.mark.parametrize(
+    "mode,value,ending",
+    [
+        ("L", GREY, "png"),
+        ("LA", (GREY, 255), "png"),
+        ("RGB", (GREY,) * 3, "bmp"),
+        ("RGBA", (GREY, GREY, GREY, 255), "png"),
+        ("RGBA", (105, 105, 105, 128), "webp"),  # half seen, on white: 180
+        ("RGBa", None, "tif"),
+        ("I;16", GREY * 257, "png"),
+        ("I", GREY * 257, "tif"),
+        ("I;16", GREY * 257, "tiff"),
+        ("P", GREY, "png"),
+        ("CMYK", (0, 0, 0, 255 - GREY), "jpg"),
+    ],
+)
+def test_a_picture_keeps_its_brightness(tmp_path, mode, value, ending):
+    "Of any mode and depth, as PIL and a viewer show it"
+    if mode == "RGBa":
+        picture = Image.new("RGBA", (8, 8), (GREY,) * 3 + (255,))
+    elif mode == "P":
+        picture = Image.new("L", (8, 8), value).convert("P")
+    else:
+        picture = Image.new(mode, (8, 8), value)
+    file = tmp_path / f"a.{ending}"
+    picture.save(file, **({"lossless": True} if ending == "webp" else {}))
+    shown = read_images([file]) * 255
+    assert shown.shape == (1, 3, 8, 8)
+    assert (shown - GREY).abs().max() <= 1.01
+
+
+def test_a_16_bit_ramp_is_a_ramp(tmp_path):
+    "Not a white picture with a black edge"
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    shown = read_images([tmp_path / "a.png"])[0, 0]
+    assert (shown - torch.linspace(0, 1, 64).view(8, 8)).abs().max() < 0.003
+
+
+def test_a_turned_picture_stands_upright(tmp_path):
+    picture = Image.fromarray(np.tile(np.arange(8, dtype=np.uint8), (4, 1)) * 30)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown a quarter turn clockwise
+    picture.save(tmp_path / "a.png", exif=turned)
+    shown = read_images([tmp_path / "a.png"])[0, 0] * 255
+    assert shown.shape == (8, 4) and shown[:, 0].tolist() == [30.0 * k for k in range(8)]
+
+
+@pytest.mark.parametrize(
+    "array,says",
+    [
+        (np.full((4, 4), 0.5, np.float32), "its numbers have no range"),
+        (np.full((4, 4), 70000, np.int32), "more than 16 bits"),
+    ],
+)
+def test_pictures_without_a_known_white_are_refused(tmp_path, array, says):
+    Image.fromarray(array).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=says) as caught:
+        read_images([tmp_path / "a.tif"])
+    assert "a.tif" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_folders_and_files_stand_in_the_order_people_count(tmp_path):
+    for folder in range(11):
+        for image in range(11):
+            file = tmp_path / f"prompt{folder}" / f"{image}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.new("L", (2, 2), 20 * folder + image).save(file)
+    found = saved_images(tmp_path)
+    assert list(found) == [f"prompt{folder}" for folder in range(11)]
+    for folder, files in enumerate(found.values()):
+        levels = (read_images(files)[:, 0, 0, 0] * 255).round().tolist()
+        assert levels == [20.0 * folder + image for image in range(11)]

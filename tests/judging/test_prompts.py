@@ -37,7 +37,22 @@ def write(file, text):
         ),
         ("a.csv", 'id,what\n1,"two\nlines"\n', "what", ["two\nlines"]),
         ("a.tsv", "Prompts\tseed\na\t1\nb\t2\n", "", ["a", "b"]),
-        ("a.csv", "anything\nx\n", "", ["x"]),
+        ("a.csv", "anything\nx\n", "anything", ["x"]),
+        ("a.csv", "id;prompt;seed\n1;a cat, asleep;2\n", "", ["a cat, asleep"]),
+        ("a.csv", "id\tPROMPT\n1\ta\n2\tb\n", "", ["a", "b"]),
+        ("a.csv", "id|what\n1|a, b\n", "what", ["a, b"]),
+        ("a.csv", "prompt\na cat, asleep\nb\n", "", ["a cat, asleep", "b"]),
+        ("a.csv", "a red fox\nan owl\n", "", ["a red fox", "an owl"]),
+        ("a.csv", '"two\nlines"\nan owl\n', "", None),
+        ("a.csv", "Caption \r\na fox\r\nb\r\n", "", ["a fox", "b"]),
+        (
+            "a.txt",
+            "a\u2028b\nc\x85d\r\ne\x0cf\rg",
+            "",
+            ["a\u2028b", "c\x85d", "e\x0cf", "g"],
+        ),
+        ("a.jsonl", '{"prompt": "a\u2028b"}\n{"prompt": null}\n', "", ["a\u2028b"]),
+        ("a.jsonl", '{"any": "x"}\n{"any": "y"}\n', "", ["x", "y"]),
         (
             "a.jsonl",
             '{"caption": "one"}\n\n{"caption": "two"}\n',
@@ -51,8 +66,18 @@ def write(file, text):
 )
 def test_files(here, name, text, column, want):
     file = write(here / name, text)
+    if want is None:
+        with pytest.raises(ValueError, match="write a line 'prompt' before it"):
+            read_prompt_file(file, column)
+        return
     assert read_prompt_file(file, column) == want
     assert load_prompts(f"{file}:{column}" if column else str(file)) == want
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_says_its_encoding(here, encoding):
+    (here / "a.csv").write_text("prompt;n\nein Bär;1\n", encoding=encoding)
+    assert load_prompts(here / "a.csv") == ["ein Bär"]
 
 
 def test_parquet(here):
@@ -109,6 +134,12 @@ def write_what_cannot_be_read(here):
         "j.jsonl": '{"prompt": "a"}\n{"text": "b"}',
         "k.jsonl": '{"prompt": "a"}\n"b"',
         "l.jsonl": '{"prompt": 3}',
+        "m.jsonl": '{"prompt": "a"}\n\n{"prompt": ',
+        "n.csv": "cat\ndog\n",
+        "o.csv": "id,prompt\n1,a cat\n2,a dog, asleep\n",
+        "q.txt": "a\0c\0a\0t\0",
+        "r.json": '["a", null]',
+        "s.json": "null",
     }
     for name, text in files.items():
         write(here / name, text)
@@ -131,7 +162,15 @@ def write_what_cannot_be_read(here):
         ("{}/f.txt", "no prompts in"),
         ("{}/g.json", "holds a dict"),
         ("{}/h.txt", "UTF-8"),
-        ("{}/i.jsonl", "cannot be read"),
+        ("{}/i.jsonl", "cannot be read as .jsonl .* row 1 is no JSON"),
+        ("{}/m.jsonl", "row 3 is no JSON"),
+        ("{}/n.csv", "its first line, 'cat', may be a name or a prompt"),
+        ("{}/o.csv", "row 2 has 3 columns, the first line 2"),
+        ("{}/n.csv:what", "no column 'what'"),
+        ("{}/q.txt", "zero bytes"),
+        ("{}/r.json", "row 2 of .* is a NoneType"),
+        ("{}/s.json", "holds a NoneType"),
+        ("{}", "is a folder: name a file of prompts in it"),
     ],
 )
 def test_one_line_for_what_cannot_be_read(here, spec, says):

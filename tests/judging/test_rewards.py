@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny_rewards import PROMPTS
 
+from vggflow.common.trial import check_reward
 from vggflow.judging.clip_rewards import AestheticReward, ClipReward, PickScoreReward
 from vggflow.judging.rewards import (
     MAKERS,
     REWARDS,
     WeightedSum,
-    check_reward,
     get_reward,
     parse_reward,
     register_reward,

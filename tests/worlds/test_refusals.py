@@ -148,10 +148,9 @@ def lora(tiny, tmp_path):
         (
             "wide",
             dict(lora_rank=4, lora_alpha=6),
-            rf"another architecture: at {LAYER} it has \(4, 16\), this model \(4, 32\)",
+            f"architecture: {LAYER} leads from 16 to 16 there, from 32 to 32 in this model",
         ),
-        ("t5", {}, rf"{LAYER} it has \(4, 16\), the flow \(8, 16\).*lora_rank"),
-        ("t5", dict(lora_rank=4), "lora_alpha 6, the flow 4"),
+        ("t5", dict(lora_rank=2), f"at {LAYER} it has rank 4, the flow 2.*lora_rank"),
         (
             "t5",
             dict(lora_rank=4, lora_alpha=6, lora_targets=["attn.to_q"]),
@@ -161,14 +160,17 @@ def lora(tiny, tmp_path):
     ids=str,
 )
 def test_a_lora_that_does_not_fit(tiny, lora, model, options, text):
-    "The first layer and both shapes are named"
+    "The first layer is named, and in what it differs"
     with pytest.raises(ValueError, match=text):
         reload(tiny[model], **options).load_lora(lora)
 
 
 def test_a_lora_by_its_settings(tiny, lora, tmp_path):
     settings = lora_settings(lora)
-    assert (settings["lora_rank"], settings["lora_alpha"]) == (4, 6)
+    assert (settings["lora_rank"], settings["lora_alpha"]) == (
+        4,
+        4,
+    )  # 6/4 is in the weights
     assert "attn.to_q" in settings["lora_targets"]
     flow = reload(tiny["t5"], shake=0, **settings)
     flow.load_lora(lora)

@@ -228,3 +228,13 @@ def test_from_a_pipeline_object(tiny):
     assert close(velocity(flow), velocity(other))
     half = SD3Flow.from_pretrained(make_tiny_sd3(None), dtype="bf16")
     assert half.transformer.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.001, 2.0, 7.5])
+def test_guidance_means_what_it_means_in_diffusers(tiny, guidance):
+    "Up to 1 there is none, and the prompts count"
+    flow = reload(tiny["t5"], shake=0, guidance_scale=guidance, max_sequence_length=256)
+    with torch.no_grad():
+        own = sample(flow, X, flow.times(5), TWO).x1
+    assert close(own, drawn_by(stock_pipeline(tiny["t5"]), guidance=guidance))
+    assert flow.guides == (guidance > 1)

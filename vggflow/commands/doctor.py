@@ -138,7 +138,7 @@ class PartsVisit:
 
     def check_one_reward(self) -> str:
         "Whether the reward gives numbers with a gradient, where the run will be"
-        from vggflow.judging.rewards import check_reward
+        from vggflow.common.trial import check_reward
 
         self.loaded = load_any_reward(self.reward, self.device)
         where = self.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -152,7 +152,7 @@ def make_judges(texts: list, world, perceptual, clip, device: str) -> tuple:
 
 def check_measurable(reward, name: str, device: str):
     "A reward must give a number for each of two images; a gradient is not needed here"
-    from vggflow.judging.rewards import check_reward
+    from vggflow.common.trial import check_reward
 
     try:
         check_reward(reward, name=name, device=device)

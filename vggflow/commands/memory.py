@@ -58,7 +58,7 @@ class MemoryPlan:
     @property
     def branches(self) -> int:
         "Calls of the transformer for a velocity"
-        return 2 if self.guidance_scale != 1 else 1
+        return 2 if self.guidance_scale > 1 else 1
 
 # %% ../../nbs/7_commands/memory.ipynb #702a1a3f
 SAME = ("sample_size", "patch_size", "attention_head_dim", "joint_attention_dim")

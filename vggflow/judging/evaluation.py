@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..common.data import cache_folder
 from ..common.files import write_whole
+from ..common.trial import check_scores, reward_called
 from vggflow.judging.features import (
     extractor_name,
     extractors,
@@ -160,12 +161,15 @@ class ImageJudge:
     @torch.no_grad()
     def rewards(self, images, cond):
         "Reward of every image"
+        what = f"reward {reward_called(self.reward)!r}"
         scores = []
         for batch, prompts in _batches(images, cond):
             batch = match_device(batch, self.reward, self.device)
             if batch.dim() == 4:  # images; states of an analytic world have no range
                 batch = batch.clamp(0, 1)
-            scores.append(self.reward(batch, prompts).float().cpu())
+            found = self.reward(batch, prompts)
+            check_scores(found, what, batch, finite=False)  # a broken model has its row
+            scores.append(found.float().cpu())
         return torch.cat(scores)
 
     @torch.no_grad()

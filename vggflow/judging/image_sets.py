@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..common.files import read_json, sha256, write_json, write_whole
-from ..common.images import pixels, save_image
+from ..common.files import counting_order, read_json, sha256, write_json, write_whole
+from ..common.images import as_rgb, pixels, save_image
 from ..common.random import generator_of
+from ..common.trial import check_scores
 from .evaluation import ONE_PROCESS
 from vggflow.judging.features import (
     extractor_name,
@@ -187,8 +188,9 @@ def _saved_prompts(folder) -> list:
 # %% ../../nbs/4_judging/image_sets.ipynb #14235eb8
 def _pictures(folder) -> list:
     "Files of images in a folder"
-    endings = (".png", ".jpg", ".jpeg", ".webp")
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in endings)
+    endings = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+    found = (file for file in folder.iterdir() if file.suffix.lower() in endings)
+    return sorted(found, key=counting_order)
 
 # %% ../../nbs/4_judging/image_sets.ipynb #262c9c69
 def saved_images(
@@ -200,7 +202,8 @@ def saved_images(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of images {str(folder)!r}")
-    subfolders = [d for d in sorted(folder.iterdir()) if d.is_dir() and _pictures(d)]
+    folders = [d for d in folder.iterdir() if d.is_dir() and _pictures(d)]
+    subfolders = sorted(folders, key=counting_order)
     if not subfolders:
         raise FileNotFoundError(
             f"no images in {folder}: it needs a folder for each prompt, "
@@ -232,8 +235,8 @@ def _read_image(file):
     from PIL import Image
 
     try:
-        return np.array(Image.open(file).convert("RGB"))
-    except (OSError, SyntaxError) as error:
+        return np.array(as_rgb(Image.open(file)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{file} is no whole image ({' '.join(str(error).split())}): "
             "remove it and draw it again, or copy it again"
@@ -265,9 +268,10 @@ def score_prompt(
     scores = {}
     for name, reward in rewards.items():
         parts = [match_device(b, reward, device) for b in images.split(batch_size)]
-        scores[name] = torch.cat(
-            [reward(b, [prompt] * len(b)).float().cpu() for b in parts]
-        )
+        found = [reward(b, [prompt] * len(b)) for b in parts]
+        for rewards, part in zip(found, parts):
+            check_scores(rewards, f"reward {name!r}", part)
+        scores[name] = torch.cat([rewards.float().cpu() for rewards in found])
     for name, extract in features.items():
         found = features_of(extract, images, batch_size)
         scores[f"feature.{name}"] = found

@@ -7,6 +7,7 @@ __all__ = ['SIMPLE_ANIMALS', 'ANIMALS', 'SIZES', 'STYLES', 'COLOURS', 'FORMS', '
            'heldout', 'all_captions', 'evenly', 'load_prompts', 'read_prompt_file']
 
 # %% ../../nbs/4_judging/prompts.ipynb #d0e670b1
+import codecs
 import csv
 import difflib
 import io
@@ -160,6 +161,11 @@ def _prompts_of(text):
     path, column = _named_file(text)
     if path:
         return read_prompt_file(path, column)
+    if os.path.isdir(text):
+        raise IsADirectoryError(
+            f"{text!r} is a folder: name a file of prompts in it. "
+            f"If {text!r} is the prompt itself, put it into a text file"
+        )
     near = difflib.get_close_matches(text, [*OWN_SETS, *PROMPT_SETS], 1, cutoff=0.85)
     if near:
         raise ValueError(
@@ -170,7 +176,7 @@ def _prompts_of(text):
 
 # %% ../../nbs/4_judging/prompts.ipynb #5bcd983c
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-_COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text")
+_COLUMNS = ("prompt", "prompts", "caption", "captions", "text")
 
 
 def read_prompt_file(
@@ -184,7 +190,7 @@ def read_prompt_file(
             f"no file of prompts {str(path)!r}: give a text file with one a line, "
             "or a .csv, .tsv, .jsonl, .json or .parquet"
         )
-    texts = _column_of(_table_rows(path), column, path)
+    texts = _column_of(_table_rows(path, column), column, path)
     texts = [text.strip() for text in texts if isinstance(text, str)]
     found = list(dict.fromkeys(text for text in texts if text))
     if not found:
@@ -203,26 +209,84 @@ def _parquet_rows(path):
     return read_parquet(path).to_dict("records")
 
 
-def _parse_rows(path):
+def _parse_rows(path, column):
     "Rows of a table, by the ending of its name; lines of a text"
     kind = path.suffix.lower()
     if kind == ".parquet":
         return _parquet_rows(path)
-    text = path.read_text(encoding="utf-8-sig")
-    if kind == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    text = _decoded(path.read_bytes())
     if kind == ".json":
         return json.loads(text)
     if kind in (".csv", ".tsv"):
-        delimiter = "\t" if kind == ".tsv" else ","
-        return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
-    return text.splitlines()
+        return _csv_rows(text, column, "\t" if kind == ".tsv" else ",;\t|")
+    lines = list(io.StringIO(text, newline=None))  # at the ends of lines, and nowhere else
+    return _json_rows(lines) if kind == ".jsonl" else lines
+
+# %% ../../nbs/4_judging/prompts.ipynb #ca1b3d07
+def _decoded(content):
+    "Text in UTF-8, or in what its first bytes say"
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    named = (kind for mark, kind in marks.items() if content.startswith(mark))
+    text = content.decode(next(named, "utf-8-sig"))
+    if "\0" in text:
+        raise ValueError("it has zero bytes; save it as UTF-8")
+    return text
+
+
+def _json_rows(lines):
+    "Rows of JSON lines"
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"row {number} is no JSON ({error})") from None
+    return rows
+
+# %% ../../nbs/4_judging/prompts.ipynb #dd2e9643
+def _csv_rows(text, column, delimiters):
+    "Rows of a CSV, by the delimiter that shows a column of prompts in its first row"
+
+    def table(delimiter):
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        return [row for row in rows if row]
+
+    def shows(delimiter):
+        names = map(str.strip, next(iter(table(delimiter)), []))
+        return any(name == column or name.lower() in _COLUMNS for name in names)
+
+    delimiter = next((mark for mark in delimiters if shows(mark)), delimiters[0])
+    header, *rows = table(delimiter) or [[]]
+    header = [name.strip() for name in header]
+    if len(header) == 1:
+        if delimiter == "," or all(len(row) == 1 for row in rows):
+            return _one_column(header[0], [",".join(row) for row in rows], column)
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise ValueError(
+                f"row {number} has {len(row)} columns, the first line {len(header)}; put "
+                "prompts that hold the separator into quotes, below a line with names"
+            )
+    return [dict(zip(header, row)) for row in rows]
+
+
+def _one_column(first, cells, column):
+    "Rows of a CSV of one column, whose first line may be a prompt already"
+    if column or first.lower() in _COLUMNS:
+        return [{first: cell} for cell in cells]
+    if " " in first:
+        return [first, *cells]
+    raise ValueError(
+        f"its first line, {first!r}, may be a name or a prompt; "
+        "write a line 'prompt' before it"
+    )
 
 # %% ../../nbs/4_judging/prompts.ipynb #c940c95b
-def _table_rows(path):
+def _table_rows(path, column):
     "Rows of a file of prompts; raises a one-line `ValueError`"
     try:
-        rows = _parse_rows(path)
+        rows = _parse_rows(path, column)
     except (ValueError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read as {path.suffix or 'text'} in UTF-8: {error}"
@@ -237,8 +301,9 @@ def _table_rows(path):
 
 def _column_name(names, column, path):
     "The column of prompts among the names of a table's columns"
-    only = names[0] if len(names) == 1 else ""
-    name = column or next((known for known in _COLUMNS if known in names), only)
+    only = names[:1] if len(names) == 1 else []
+    usual = [name for known in _COLUMNS for name in names if name.lower() == known]
+    name = column or next(iter(usual + only), "")
     if name not in names:
         raise ValueError(
             f"no column {name or 'of prompts'!r} in {path}: "

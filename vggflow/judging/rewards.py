@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'MAKERS', 'register_reward', 'redness', 'RewardTerm', 'parse_reward', 'WeightedSum', 'get_reward',
-           'check_reward', 'with_paths', 'reward_identity']
+           'with_paths', 'reward_identity']
 
 # %% ../../nbs/4_judging/rewards.ipynb #26c1a0f3
 import importlib
@@ -14,11 +14,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..common.files import sha256
 from ..common.names import did_you_mean, is_import_path, load_object
+from ..common.trial import reward_called
 
 # %% ../../nbs/4_judging/rewards.ipynb #1fc34535
 REWARDS = {}  # name -> maker
@@ -139,11 +139,6 @@ def parse_reward(
     return terms
 
 # %% ../../nbs/4_judging/rewards.ipynb #155a6968
-def _reward_name(reward) -> str:
-    "What messages call a reward"
-    return getattr(reward, "__qualname__", type(reward).__name__)
-
-
 def _check_term(scores, images, reward):
     "Scores of a term; raises `ValueError` for a shape that would spread over the others"
     if tuple(getattr(scores, "shape", ())) == (len(images),):
@@ -153,7 +148,7 @@ def _check_term(scores, images, reward):
     else:
         what = f"a {type(scores).__name__}"
     raise ValueError(
-        f"reward {_reward_name(reward)!r} of a sum returned {what} for {len(images)} "
+        f"reward {reward_called(reward)!r} of a sum returned {what} for {len(images)} "
         f"images: return one number per image, shape ({len(images)},)"
     )
 
@@ -199,103 +194,6 @@ def get_reward(
     total = WeightedSum(*made)
     total.__qualname__ = str(name)  # what a run record calls it
     return total
-
-# %% ../../nbs/4_judging/rewards.ipynb #39e08785
-def _check_scores(rewards, what, images):
-    "Raise `ValueError` for rewards that no method can use"
-    one_each = f"one number per image, shape ({len(images)},)"
-    if not isinstance(rewards, Tensor):
-        raise ValueError(
-            f"{what} returned a {type(rewards).__name__}: "
-            f"return a tensor of shape ({len(images)},), one number per image"
-        )
-    if rewards.shape != (len(images),):
-        raise ValueError(
-            f"{what} returned shape {tuple(rewards.shape)} for {len(images)} images: "
-            f"return {one_each}"
-        )
-    if not rewards.is_floating_point():
-        raise ValueError(f"{what} returned {rewards.dtype}: return floats")
-    if not rewards.isfinite().all():
-        raise ValueError(
-            f"{what} returned {rewards.tolist()}: it must be finite on images in [0,1]"
-        )
-
-# %% ../../nbs/4_judging/rewards.ipynb #338d1396
-def _image_gradient(rewards, what, images):
-    "Gradient of rewards in the images; raises `ValueError` where there is none"
-    gradient = None
-    if rewards.requires_grad:
-        (gradient,) = torch.autograd.grad(rewards.sum(), images, allow_unused=True)
-    if gradient is None or not gradient.any():
-        raise ValueError(
-            f"{what} has no gradient in the images: compute it with torch from `images` "
-            "alone, without no_grad, detach, item, rounding, NumPy or PIL"
-        )
-    if not gradient.isfinite().all():
-        raise ValueError(
-            f"{what} has a gradient that is not finite: "
-            "look for sqrt, log or a norm at zero"
-        )
-    return gradient
-
-# %% ../../nbs/4_judging/rewards.ipynb #06ef41f7
-def _try_reward(reward, what, images, prompts):
-    "Rewards of `images` and their gradient"
-    try:
-        rewards = reward(images, prompts)
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{what} failed on {tuple(images.shape)} images and {len(prompts)} prompts: "
-            f"{type(error).__name__}: {text}"
-        ) from error
-    _check_scores(rewards, what, images)
-    return rewards.detach(), _image_gradient(rewards, what, images)
-
-# %% ../../nbs/4_judging/rewards.ipynb #aa458a61
-def _trial_images(reward, images, device):
-    "Images to try a reward on, where it is"
-    if images is None:
-        own_noise = torch.Generator().manual_seed(0)
-        images = torch.rand(2, 3, 64, 64, generator=own_noise)
-    weights = list(reward.parameters()) if isinstance(reward, nn.Module) else []
-    device = device or (weights[0].device if weights else None)
-    return images.detach().to(device=device).clone().requires_grad_(True)
-
-
-def check_reward(
-    reward,  # Any callable (images, prompts)
-    images=None,  # (B, 3, H, W) in [0, 1], B at least 2; default two of 64 pixels
-    prompts=None,  # B different prompts
-    name="",  # What messages call it
-    device="",  # Where the images are; default where the reward's weights are
-) -> list:  # Notes on what may be meant; raises a one-line `ValueError` for what cannot
-    "Try a reward on two images: shape, finiteness, gradient, whether prompts matter"
-    what = f"reward {name or _reward_name(reward)!r}"
-    images = _trial_images(reward, images, device)
-    prompts = list(prompts or ["a cat", "a dog sleeping on a chair"])[: len(images)]
-    with torch.enable_grad():
-        rewards, gradient = _try_reward(reward, what, images, prompts)
-        first = images[:1].detach().requires_grad_(True)
-        alone, _ = _try_reward(reward, what, first, prompts[:1])
-    with torch.no_grad():
-        exchanged = reward(images, prompts[1:] + prompts[:1])
-    return _notes(rewards, gradient, alone, exchanged)
-
-# %% ../../nbs/4_judging/rewards.ipynb #f4a3207e
-def _notes(rewards, gradient, alone, exchanged) -> list:
-    "What a trial says, where it may be meant"
-    notes = []
-    if rewards.dtype != torch.float32:
-        notes.append(f"computed in {rewards.dtype}".replace("torch.", ""))
-    if torch.equal(exchanged, rewards):
-        notes.append("the prompts do not matter")
-    if (alone - rewards[:1]).abs().item() > 1e-3 * (1 + rewards[0].abs().item()):
-        notes.append("the reward of an image depends on the others in its batch")
-    if not gradient.flatten(1).any(1).all():
-        notes.append("one of the images has a zero gradient")
-    return notes
 
 # %% ../../nbs/4_judging/rewards.ipynb #375baf9e
 def _with_path(part, place) -> str:

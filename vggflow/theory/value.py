@@ -24,16 +24,12 @@ def _linear_eta(t):
     return t
 
 
-def _eta_at_end(t):
-    return (t >= 1).to(t)
-
-
 eta_schedules = {
     "t^2": _quadratic_eta,
     "t": _linear_eta,
     "1": torch.ones_like,
     "0": torch.zeros_like,
-    "end": _eta_at_end,  # no look ahead, but g is right at the end
+    "end": lambda t: (t >= 1).to(t),  # no look ahead, but g is right at the end
 }
 
 

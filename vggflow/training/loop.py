@@ -29,6 +29,7 @@ from vggflow.training.monitors import (
 )
 
 # %% ../../nbs/3_training/loop.ipynb #4ac0156a
+from ..common.trial import try_on_flow
 from vggflow.training.processes import (
     Processes,
     check_processes,
@@ -223,6 +224,7 @@ def finetune(
     failures = FailureWatch(stop_names(stop_on), thresholds)
     processes = Processes(accelerator or launched())
     check_run(processes, flow, config, method)
+    try_on_flow(flow, reward, prompts)
     record = run_record(flow, reward, method, config, prompts, about)
     with claimed(out, record, resume, processes) as directory:
         ready_model(flow, prompts, processes, remember=bool(out))

@@ -46,6 +46,11 @@ from .world import flow_recipe, parameters
 class GuidedVelocity:
     "Finetuned and base velocity with classifier-free guidance (a part of a flow)"
 
+    @property
+    def guides(self) -> bool:
+        "Whether there is guidance: above 1, as in diffusers' pipelines"
+        return self.guidance_scale > 1
+
     def call_transformer(self, net, x, t, *encodings) -> Tensor:
         "Velocity by one call of the pipeline's transformer, shape of `x`"
         raise NotImplementedError(f"{type(self).__name__} has no call_transformer")
@@ -75,7 +80,7 @@ class GuidedVelocity:
                 "give one prompt for each sample"
             )
         w = self.guidance_scale
-        if w == 1:
+        if not self.guides:
             return self.model_velocity(x, t, prompts)
         c, u = self._both_branches(x, t, prompts, detach)
         return u + w * (c - u)
@@ -105,7 +110,7 @@ class KnownVelocity:
 
     def known_velocity(self, x, t, cond, v) -> Tensor:
         "`velocity`, whose value is `v`: v + w (c − sg c), without the empty prompt"
-        if self._own_velocity() or self.guidance_scale == 1 or self._drops:
+        if self._own_velocity() or not self.guides or self._drops:
             return self.velocity(x, t, cond)
         c = self.model_velocity(x, t, [""] * len(x) if cond is None else list(cond))
         return v + self.guidance_scale * (c - c.detach())
@@ -407,7 +412,7 @@ class DiffusersFlow(FlowParts):
         lora_rank: int = 8,  # Rank of the adapter
         lora_alpha: float = None,  # Scale is alpha / rank; default `lora_rank`
         lora_targets: list = None,  # Adapted layers; default all attention projections
-        guidance_scale: float = 1.0,  # w in u + w (c − u); 1 is none (paper: 5)
+        guidance_scale: float = 1.0,  # w in u + w (c − u); up to 1 there is none (paper: 5)
         lora_dropout: float = 0.0,  # Dropout before the adapter, in training only
         cfg_batched: bool = True,  # Both branches of the guidance at once; False: in turn
         detach_base: bool = False,  # Leave u out of the base's derivatives too

@@ -11,7 +11,8 @@ import copy
 import torch
 from torch import Tensor
 
-from ..judging.rewards import check_reward, get_reward
+from ..common.trial import check_reward
+from ..judging.rewards import get_reward
 from ..theory.flow import time_grid
 from .checks import choose_device, quietly
 from .corrections import SD3Correction
