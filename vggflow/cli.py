@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'RUN', 'SAVED', 'PIPELINE', 'VERBS', 'ALIASES', 'SPELLED', 'OFF', 'GROUPS', 'EXAMPLES', 'STATUSES', 'ABOUT',
-           'TROUBLE', 'SMALLER', 'Verb', 'least_check', 'shown_default', 'annotation_of', 'signature_of', 'rank_of',
-           'as_parameter', 'make_app', 'parse_only', 'verb_app', 'whole_app', 'parse', 'one_line', 'converted',
-           'print_trouble', 'function_of', 'run_verb', 'main', 'without_verb', 'parse_whole']
+           'TROUBLE', 'SMALLER', 'Verb', 'least_check', 'number_reader', 'shown_default', 'annotation_of',
+           'signature_of', 'rank_of', 'as_parameter', 'make_app', 'parse_only', 'verb_app', 'whole_app', 'parse',
+           'one_line', 'converted', 'print_trouble', 'function_of', 'run_verb', 'main', 'without_verb', 'parse_whole']
 
 # %% ../nbs/7_commands/cli.ipynb #c6c90dfe
 import importlib
 import inspect
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -102,14 +103,35 @@ GROUPS = {
 }
 
 # %% ../nbs/7_commands/cli.ipynb #3ea3941a
-def least_check(least: int):
+def least_check(least: float):
     "A check for cyclopts: a number is not below the smallest that makes sense"
+    wanted = "positive" if 0 < least < 1 else f"at least {least}"
 
     def check(kind, value):
         if value is not None and value < least:
-            raise ValueError(f"must be at least {least}, got {value}")
+            raise ValueError(f"must be {wanted}, got {value}")
 
     return check
+
+
+def number_reader(kind: type):
+    "A reader for cyclopts: a whole number where one is wanted, and a finite one always"
+
+    def read(_, tokens):
+        text = tokens[0].value
+        try:
+            if kind is int and text.lstrip("+-").isdigit():
+                return int(text)
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"invalid {kind.__name__} value: {text!r}") from None
+        if not math.isfinite(number):
+            raise ValueError(f"must be finite, got {text}")
+        if kind is int and not number.is_integer():
+            raise ValueError(f"must be a whole number, got {text}")
+        return number if kind is float else int(number)
+
+    return read
 
 
 def shown_default(setting: Setting):
@@ -135,6 +157,8 @@ def annotation_of(setting: Setting, group=None):
     if setting.least is not None:
         about["validator"] = least_check(setting.least)
     kind = setting.kind
+    if kind in (int, float):
+        about["converter"] = number_reader(kind)
     about["allow_repeating"] = None if kind is list else True  # the last one counts
     if kind is list:
         about["consume_multiple"] = name != "options"
@@ -305,9 +329,8 @@ def one_line(error) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, CoercionError) and error.token:
         kind = getattr(error.target_type, "__name__", "")
-        return (
-            f"argument {error.token.keyword}: invalid {kind} value: {error.token.value!r}"
-        )
+        said = error.msg or f"invalid {kind} value: {error.token.value!r}"
+        return f"argument {error.token.keyword}: {said}"
     if isinstance(error, ValidationError) and error.argument:
         return f"argument {error.argument.name}: {error.exception_message}"
     return text

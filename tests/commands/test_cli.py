@@ -199,3 +199,51 @@ def test_interrupted_says_that_it_goes_on(monkeypatch, call, here):
     monkeypatch.setattr("vggflow.commands.finetune.run", interrupt)
     status, _, err = call("finetune --out r")
     assert status == 130 and "goes on" in err
+
+
+WHOLE = (
+    "updates",
+    "batch-size",
+    "steps",
+    "transitions",
+    "seed",
+    "save-every",
+    "eval-early",
+)
+REAL = ("lr", "shift", "weight-decay", "grad-clip", "ema", "beta")
+
+
+@pytest.mark.parametrize("option", [*WHOLE, *REAL])
+@pytest.mark.parametrize("value", ["nan", "-inf", "1e400", "many", ""])
+def test_a_number_that_is_none_is_named_with_its_option(capsys, option, value):
+    assert (
+        cli.main(["finetune", "--world", "gaussian", f"--{option}={value}", "--out", "x"])
+        == 2
+    )
+    err = capsys.readouterr().err
+    assert f"--{option}: " in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", WHOLE)
+@pytest.mark.parametrize("value", ["1.5", "-0.5", "2.0000001", "1e-3"])
+def test_a_count_is_not_cut_off(capsys, option, value):
+    "int('1.5') is 1 for some"
+    assert (
+        cli.main(["finetune", "--world", "gaussian", f"--{option}={value}", "--out", "x"])
+        == 2
+    )
+    assert f"--{option}: must be a whole number, got {value}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["sample", "evaluate", "finetune"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_a_shift_is_positive_wherever_it_is_given(capsys, verb, value):
+    assert cli.main([verb, f"--shift={value}", "--out", "x"]) == 2
+    assert "--shift: must be positive" in capsys.readouterr().err
+
+
+def test_large_seeds_are_exact():
+    class Token:
+        value = "9007199254740993"  # no float
+
+    assert cli.number_reader(int)(int, [Token]) == 9007199254740993

@@ -184,7 +184,9 @@ def smooth_picture(height, width):
     return torch.stack([red, 0.5 + 0.4 * torch.cos(5 * y), 0.2 + 0.6 * x])
 
 
-@pytest.mark.parametrize("sides", [(96, 96), (64, 96), (100, 72), (20, 20)])
+@pytest.mark.parametrize(
+    "sides", [(96, 96), (64, 96), (100, 72), (20, 20), (40, 90), (86, 40), (31, 28)]
+)
 def test_crop_is_the_processors(sides):
     levels = (255 * smooth_picture(*sides)).round().byte()
     picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
@@ -195,6 +197,27 @@ def test_crop_is_the_processors(sides):
     # a PIL image is rounded to 1/255 before CLIP's 1/.26
     assert (got - want).abs().max() < 0.03
     assert (got.flip(1) - want).abs().max() > 0.3  # teeth: colours reversed
+
+
+@pytest.mark.parametrize("sides", [(56, 56), (20, 20), (40, 90)])
+def test_the_resize_adds_nothing_above_white_or_below_black(sides):
+    "As in eight bits, where the processors resize"
+    torch.manual_seed(0)
+    levels = 255 * torch.randint(2, (3, *sides)).byte()
+    picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
+    crop = dict(height=SIZE, width=SIZE)
+    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=crop)
+    want = processor(picture, return_tensors="pt").pixel_values
+    assert (clip_pixels(levels[None] / 255, SIZE) - want).abs().max() < 0.03
+    resized = fit_square(levels[None] / 255, SIZE)
+    assert resized.min() >= -2e-4 and resized.max() <= 1 + 2e-4
+
+
+def test_a_picture_that_is_out_of_range_keeps_its_gradient():
+    "Decoders give values a little above white; rewards push on them too"
+    images = (1.2 * torch.ones(1, 3, 40, 40)).requires_grad_()
+    fit_square(images, SIZE).sum().backward()
+    assert images.grad.sum() == pytest.approx(3 * SIZE * SIZE, rel=1e-4)
 
 
 def test_pad_keeps_the_whole_image_on_black():

@@ -369,3 +369,20 @@ def test_folders_and_files_stand_in_the_order_people_count(tmp_path):
     for folder, files in enumerate(found.values()):
         levels = (read_images(files)[:, 0, 0, 0] * 255).round().tolist()
         assert levels == [20.0 * folder + image for image in range(11)]
+
+
+@pytest.mark.parametrize("part", ["velocity", "decode"])
+def test_images_that_are_not_finite_are_named_and_not_written(tmp_path, part):
+    "No black picture"
+
+    class Broken(Toy):
+        pass
+
+    def broken(self, x, *more):
+        return getattr(Toy, part)(self, x, *more) * float("nan")
+
+    setattr(Broken, part, broken)
+    says = dict(velocity="velocity is not finite", decode="decoder gives images")[part]
+    with pytest.raises(ValueError, match=f"{says}.*float32") as caught:
+        draw_images(tmp_path / "images", Broken(), PROMPTS, **HOW)
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.png"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from huggingface_hub import errors
-from tiny_flows import reload
+from tiny_flows import reload, stock_pipeline
 from tiny_sd3 import make_tiny_taesd
 
 from vggflow.worlds.lora import lora_settings
@@ -177,3 +177,24 @@ def test_a_lora_by_its_settings(tiny, lora, tmp_path):
     assert all(weight.abs().max() > 0 for weight in flow.trainable_parameters())
     with pytest.raises(ValueError, match="no adapter can be read"):
         flow.load_lora(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("how", ["cpu_offload", "cpu_offload_with_hook"])
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_an_offloaded_pipeline_is_refused(tiny, how, part):
+    "Its weights are not where they are looked for"
+    import accelerate
+
+    pipe = stock_pipeline(tiny["t5"])
+    getattr(accelerate, how)(getattr(pipe, part), "cpu")
+    with pytest.raises(
+        ValueError, match=f"{part} is offloaded.*remove_all_hooks"
+    ) as caught:
+        SD3Flow(pipe)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -8, 8.5, "16"])
+def test_an_image_size_that_is_none(tiny, size):
+    with pytest.raises(ValueError, match="image_size must be a multiple of 4"):
+        reload(tiny["t5"], image_size=size)

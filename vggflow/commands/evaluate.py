@@ -11,7 +11,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from .options import Count, Natural
+from .options import Count, Natural, Positive
 from .saved import load_saved, settings_of_run, world_of_run
 from ..training.processes import Processes, launched
 from ..worlds.world import pipeline_world
@@ -167,7 +167,7 @@ def draw_sets(
     out,  # Folder of the sets
     images_per_prompt: Count = 16,  # Of each prompt; diversity needs 2
     steps: Count = None,  # Euler steps; those of the run, else 20
-    shift: float = None,  # Shift of the time grid; the run's, else the model's own
+    shift: Positive = None,  # Shift of the time grid; the run's, else the model's own
     seed: Natural = 12345,  # Of the noise
     batch_size: Count = 8,  # Images at once
     no_base: bool = False,  # No images of the base model, so no distances

@@ -8,7 +8,7 @@ __all__ = ['check_image_file', 'sample_images', 'sides_to_draw', 'drawing_times'
 # %% ../../nbs/7_commands/sample.ipynb #4bc25a3d
 from pathlib import Path
 
-from .options import Count, Natural
+from .options import Count, Natural, Positive
 from .saved import load_saved
 
 # %% ../../nbs/7_commands/sample.ipynb #9fc472bd
@@ -31,7 +31,7 @@ def sample_images(
     limit: Natural = 0,  # At most so many prompts, evenly spaced; 0: all
     n: Count = 1,  # Images of each prompt
     steps: Count = None,  # Euler steps; those of the run, else 20
-    shift: float = None,  # Shift of the time grid; the run's, else the model's own
+    shift: Positive = None,  # Shift of the time grid; the run's, else the model's own
     seed: Natural = 0,  # Of the noise
     batch_size: Count = 8,  # Images at once
     compare: bool = False,  # Base on the left, finetuned on the right, from the same noise

@@ -28,6 +28,7 @@ from vggflow.judging.features import (
 from .fingerprints import base_fingerprint
 from .kept_images import images_file, kept_images
 from .metrics import by_prompt, diversity, frechet_distance
+from .pixels import RESIZE
 from .rewards import get_reward
 from .sheets import write_sheet
 from ..theory.control import control_energy
@@ -312,7 +313,7 @@ def _base_file(evaluator, flow, cache) -> Path:
     "Where the features of the base model are kept; None without a cache"
     how = how_drawn(evaluator, flow)
     kind = extractor_name(evaluator.features.get(evaluator.fid))
-    settings = (evaluator.n, evaluator.seed, how, kind)
+    settings = (evaluator.n, evaluator.seed, how, kind, RESIZE)
     key = base_fingerprint(flow, evaluator.prompts, settings, evaluator.batch_size)
     return Path(cache) / f"base-{key}.safetensors" if cache else None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..common.files import counting_order, read_json, sha256, write_json, write_whole
 from ..common.images import as_rgb, pixels, save_image
 from ..common.random import generator_of
-from ..common.trial import check_scores
+from ..common.trial import check_finite, check_scores
 from .evaluation import ONE_PROCESS
 from vggflow.judging.features import (
     extractor_name,
@@ -55,7 +55,9 @@ def draw_jobs(
     x0 = torch.cat([image_noise(flow, prompts[p], seed, p, i) for p, i in jobs])
     cond = [prompts[p] for p, _ in jobs]
     trajectory = sample(flow, x0, times.to(x0.device), cond, base=base)
-    return flow.decode(trajectory.x[-1]).float().cpu()
+    images = flow.decode(trajectory.x[-1]).float().cpu()
+    check_finite(images, trajectory.x[-1], flow)
+    return images
 
 # %% ../../nbs/4_judging/image_sets.ipynb #d3948677
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_MODELS', 'SHORT_DTYPES', 'check_model', 'transformer_size', 'check_memory', 'check_device', 'choose_device',
-           'check_sizes', 'as_dtype', 'quietly']
+           'check_sizes', 'check_placed', 'as_dtype', 'quietly']
 
 # %% ../../nbs/5_worlds/checks.ipynb #88f30a51
 from ..common.torchvision_cpu import cure
@@ -135,7 +135,7 @@ def choose_device(device):
 def check_sizes(
     config,  # Of the transformer
     scale: int,  # Pixels of a latent
-    image_size: int = None,  # Side in pixels, or none
+    image_size: int = None,  # Side in pixels; None: the model's own
     correction: str = "transformer",  # Kind of the correction network
     layers: int = 2,  # Of the small transformer
 ):
@@ -143,7 +143,7 @@ def check_sizes(
     step = config["patch_size"] * scale
     largest = config["pos_embed_max_size"] * step
     whole = isinstance(image_size, int) and image_size % step == 0
-    if image_size and not (whole and 0 < image_size <= largest):
+    if image_size is not None and not (whole and 0 < image_size <= largest):
         raise ValueError(
             f"image_size must be a multiple of {step} up to {largest} for this model, "
             f"got {image_size!r}"
@@ -154,6 +154,22 @@ def check_sizes(
         )
     if not isinstance(layers, int) or layers < 1:
         raise ValueError(f"correction_layers must be at least 1, got {layers!r}")
+
+# %% ../../nbs/5_worlds/checks.ipynb #61592dcf
+def check_placed(
+    pipe,  # A pipeline
+):
+    "Raise a one-line `ValueError` where its weights come and go by hooks of accelerate"
+    for name in ("transformer", "vae"):
+        for module in getattr(pipe, name).modules():
+            hook = getattr(module, "_hf_hook", None)
+            for one in getattr(hook, "hooks", [hook]):
+                if type(one).__name__ == "CpuOffload" or getattr(one, "offload", False):
+                    raise ValueError(
+                        f"the pipeline's {name} is offloaded, and cannot be trained so: "
+                        "call pipe.remove_all_hooks(), or load the pipeline afresh; "
+                        "memory is saved by gradient_checkpointing and micro_batch"
+                    )
 
 # %% ../../nbs/5_worlds/checks.ipynb #6fac1c89
 SHORT_DTYPES = dict(bf16="bfloat16", fp16="float16", fp32="float32")

@@ -23,6 +23,7 @@ from vggflow.worlds.checks import (
     check_device,
     check_memory,
     check_model,
+    check_placed,
     check_sizes,
     quietly,
 )
@@ -209,6 +210,7 @@ class PipelineParts:
                 "pipe.fuse_lora() and pipe.unload_lora_weights(), "
                 "or load the pipeline afresh"
             )
+        check_placed(pipe)
         self._pipe = (pipe,)  # a tuple: its parts are not modules of ours
         self.transformer, self.vae, self.taesd = pipe.transformer, pipe.vae, None
         quicken(self.transformer).requires_grad_(False).eval()
@@ -391,7 +393,9 @@ class FlowParts(
         "Sizes, checked without running anything"
         config, scale = self.transformer.config, self.pipe.vae_scale_factor
         check_sizes(config, scale, image_size, correction, layers)
-        self.latent_size = image_size // scale if image_size else config.sample_size
+        self.latent_size = config.sample_size
+        if image_size is not None:
+            self.latent_size = image_size // scale
         self.correction_kind, self.correction_layers = correction, layers
 
     def prior(self, n, cond=None, generator=None) -> Tensor:
