@@ -62,7 +62,7 @@ def doctor(
     lora: str = "",  # Folder of an adapter
     prompts: list = (),  # Names of sets, files, or prompts
     limit: Natural = 0,  # At most so many prompts; 0: all
-    method: str = "VGG-Flow",  # As in `run`
+    method: str = "CoarseAdjoint",  # As in `run`
     options: dict = None,  # Of the method
     out: str = "",  # Run directory
     device: str = "",  # cuda, cuda:1 or cpu

@@ -10,7 +10,13 @@ import contextlib
 import os
 
 from .options import Natural
-from .run import method_of, note_command, print_end, run
+from vggflow.commands.run import (
+    method_of,
+    note_command,
+    print_end,
+    run,
+    run_defaults,
+)
 from ..worlds.world import get_world
 
 # %% ../../nbs/7_commands/finetune.ipynb #96d64beb
@@ -38,8 +44,8 @@ def finetune_model(
 
         settings["prompts"] = load_prompts(prompts, limit)
     settings.update(out=str(out), eval_prompts=eval_prompts)
-    method, beta = settings.get("method", "VGG-Flow"), settings.get("beta") or 0.0
-    method_of(world, method, beta, settings.get("options"))
+    method = settings.get("method") or run_defaults()["method"]
+    method_of(world, method, settings.get("beta") or 0.0, settings.get("options"))
     note_command(settings)
     with contextlib.nullcontext() if progress else quietly():
         print_end(run(progress=progress, **settings))

@@ -35,7 +35,7 @@ LOOP = tuple(f.name for f in fields(FinetuneConfig))
 def run(
     world: str = "",  # gaussian, mixture, emoji, sd3 or my.py:World; follows from model
     reward: str = "",  # Name, name@FOLDER, file.py:function, or 'aesthetic=1,clip=0.5'
-    method: str = "VGG-Flow",  # VGG-Flow, VGG-Flow-PMP, AM, ReFL, DRaFT or my.py:Mine
+    method: str = "CoarseAdjoint",  # VGG-Flow, AM, ReFL, DRaFT, LookAhead, … or my.py:Mine
     model: str = "",  # Folder or hub id of a pipeline, or my.py:make_flow; none: emoji
     beta: float = 0.0,  # 1/lambda, where the method has one; 0: the method's own
     options: dict = None,  # Further options of the method
