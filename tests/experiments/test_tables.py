@@ -45,6 +45,19 @@ def test_rows_are_kept_where_runs_are_gone(checkout):
     assert left == ["ReFL"]
 
 
+def test_a_number_that_is_called_like_a_setting_is_kept(checkout):
+    "The control energy of an evaluation, and the setting that asks for it"
+    for card in read_cards("toy", "smoke"):
+        finish(card)
+        file = card.folder / "eval.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        write_text(file, "".join(json.dumps({**row, "lr": 7.5}) + "\n" for row in rows))
+    before = collect("toy", "smoke").read_bytes()
+    assert {row["lr"] for row in read_rows(table_path("toy", "smoke"))} == {"7.5"}
+    shutil.rmtree(checkout / "data/runs")
+    assert collect("toy", "smoke").read_bytes() == before
+
+
 def test_changed_settings_keep_only_the_runs_that_are_still_asked_for(checkout):
     for card in read_cards("toy", "smoke"):
         finish(card)

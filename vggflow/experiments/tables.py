@@ -125,14 +125,14 @@ def _read_runs(table, dates):
     "The same, read once for every state of the files"
     record = table_record(table)
     runs = {run["id"]: run for run in record.get("runs", [])}
-    settings = {"run"}
-    for run in runs.values():
-        settings |= set(flat_settings(Card("", "", run["parameters"])))
+    cards = {name: Card("", "", run["parameters"]) for name, run in runs.items()}
+    settings = {name: flat_settings(card) for name, card in cards.items()}
     rows = {}
     if runs:
         with table.open(newline="", encoding="utf8") as file:
             for row in csv.DictReader(file):
-                own = {k: v for k, v in row.items() if k not in settings and v != ""}
+                said = {"run": row["run"], **settings.get(row["run"], {})}
+                own = {k: v for k, v in row.items() if v not in ("", str(said.get(k)))}
                 rows.setdefault(row["run"], []).append(own)
     made = {"commit": record["commit"]} if "commit" in record else {}
     return {run: (rows[run], {**made, **runs[run]}, table) for run in runs if run in rows}
