@@ -1,5 +1,6 @@
 "A run made in Python is sampled, evaluated, exported and continued from the shell"
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from vggflow import FinetuneConfig, ReFL, finetune, get_reward, load_flow
 from vggflow.commands.run import run
 from vggflow.common.files import read_rows
 
+ROOT = Path(__file__).parents[2]
 SMALL = dict(batch_size=2, steps=3, lr=1e-2, save_every=1)
 PROMPTS = ["a cat", "an owl"]
 
@@ -121,3 +123,15 @@ def test_the_end_is_judged_with_as_many_noises_as_asked_for():
     assert end["noises"] == 3 and end["noise_sd"]["reward"] > 0
     assert end["reward"] != one["reward"]
     assert abs(end["reward"] - one["reward"]) < 1.2 * end["noise_sd"]["reward"]
+
+
+def test_the_default_method_is_the_one_that_the_study_chose():
+    "In a run, in the doctor, and on the command line"
+    from vggflow.commands.doctor import doctor
+    from vggflow.commands.options import declared
+
+    record = json.loads((ROOT / "figures/estimates.json").read_text())
+    default = record["default"]
+    assert inspect.signature(run).parameters["method"].default == default
+    assert inspect.signature(doctor).parameters["method"].default == default
+    assert declared("commands.run:run")["method"].default == default
