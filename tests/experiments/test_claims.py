@@ -1,10 +1,13 @@
 "The register of claims: rules that decide, and numbers that follow from committed tables"
 
 import ast
+import csv
 import json
+import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 from toy_checkout import ROOT
 
 from vggflow.experiments import claims
@@ -125,3 +128,110 @@ def test_runs_are_compared_at_rewards_that_they_reached():
         ["1", "VGG-Flow-PMP"],
         ["3", "VGG-Flow-PMP"],
     ]
+
+
+# --- five of them again, by code of its own
+
+
+def ends_of(experiment, column, **wanted):
+    "Last value of a column, one for each seed, from the file alone"
+    found = {}
+    with (ROOT / f"data/results/{experiment}-paper.csv").open() as file:
+        for row in csv.DictReader(file):
+            if all(row[name] == value for name, value in wanted.items()):
+                runs = found.setdefault(int(row["seed"]), {})
+                runs[int(row["update"])] = float(row[column])
+    return [runs[max(runs)] for _, runs in sorted(found.items())]
+
+
+def starts_of(experiment, column, **wanted):
+    "The same at the start"
+    found = {}
+    with (ROOT / f"data/results/{experiment}-paper.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["update"] == "0" and all(row[k] == v for k, v in wanted.items()):
+                found[int(row["seed"])] = float(row[column])
+    return [found[seed] for seed in sorted(found)]
+
+
+def less(ones, others):
+    return [one - other for one, other in zip(ones, others, strict=True)]
+
+
+DIVERSITY = "perceptual_diversity"
+BY_HAND = {
+    "aesthetic-ends-more-diverse-than-refl": lambda: less(
+        ends_of("aesthetic", DIVERSITY, method="VGG-Flow"),
+        ends_of("aesthetic", DIVERSITY, method="ReFL"),
+    ),
+    "hpsv2-keeps-diversity": lambda: [
+        end / start
+        for end, start in zip(
+            ends_of("hpsv2", DIVERSITY, method="VGG-Flow"),
+            starts_of("hpsv2", DIVERSITY, method="VGG-Flow"),
+        )
+    ],
+    "aesthetic-draft-collapses": lambda: [
+        end / start
+        for end, start in zip(
+            ends_of("aesthetic", DIVERSITY, method="DRaFT"),
+            starts_of("aesthetic", DIVERSITY, method="DRaFT"),
+        )
+    ],
+    "pickscore-ends-fid-vgg-flow-pmp": lambda: less(
+        ends_of("pickscore", "fid", method="VGG-Flow-PMP"),
+        ends_of("pickscore", "fid", method="VGG-Flow"),
+    ),
+    "beta-overall-reward": lambda: less(
+        ends_of("beta", "reward", beta=max(betas(), key=float)),
+        ends_of("beta", "reward", beta=min(betas(), key=float)),
+    ),
+}
+
+
+def betas():
+    "Of the sweep, as the file writes them"
+    with (ROOT / "data/results/beta-paper.csv").open() as file:
+        return {row["beta"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_claim_again_from_the_file_alone(name):
+    row = next(row for row in judge_claims() if row["id"] == name)
+    values = BY_HAND[name]()
+    mean, n = statistics.fmean(values), len(values)
+    half = scipy.stats.t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5
+    assert row["n"] == n and row["mean"] == pytest.approx(mean, rel=1e-6)
+    assert row["low"] == pytest.approx(mean - half, rel=1e-6)
+    assert row["high"] == pytest.approx(mean + half, rel=1e-6)
+    inside = row["rule"][0] < mean < row["rule"][1]
+    if row["verdict"] != claims.UNDECIDED:
+        assert row["verdict"] == (claims.REPRODUCED if inside else claims.CONTRARY)
+        assert row["p_adjusted"] < 0.05
+
+
+def test_p_adjusted_is_benjamini_and_hochbergs():
+    "From the largest p downwards: p times the number of tests over its rank"
+    tested = sorted(
+        (r for r in judge_claims() if r.get("p") is not None), key=lambda r: r["p"]
+    )
+    assert len(tested) > 50
+    least = 1.0
+    for rank, row in reversed(list(enumerate(tested, 1))):
+        least = min(least, row["p"] * len(tested) / rank)
+        assert row["p_adjusted"] == pytest.approx(least, rel=1e-9)
+    assert tested[-1]["p_adjusted"] > tested[0]["p"]
+
+
+@pytest.mark.parametrize("low,high", [(0.0, np.inf), (-np.inf, 0.5), (-0.1, 0.1)])
+def test_p_is_below_the_level_where_the_interval_leaves_the_rule_or_keeps_it(low, high):
+    noise = np.random.default_rng(0)
+    seen = set()
+    for centre in np.linspace(-0.6, 0.9, 60):
+        row = judge(noise.normal(centre, 0.03, 3), low, high)
+        keeps = low < row["low"] and row["high"] < high
+        leaves = row["high"] <= low or row["low"] >= high
+        wanted = {(True, False): claims.REPRODUCED, (False, True): claims.CONTRARY}
+        assert row["verdict"] == wanted.get((keeps, leaves), claims.UNDECIDED)
+        seen.add(row["verdict"])
+    assert len(seen) >= 2
