@@ -133,25 +133,25 @@ def test_runs_are_compared_at_rewards_that_they_reached():
 # --- five of them again, by code of its own
 
 
-def ends_of(experiment, column, **wanted):
-    "Last value of a column, one for each seed, from the file alone"
+def runs_of(experiment, column, **wanted):
+    "Values of a column after each update, one dict for each seed, from the file alone"
     found = {}
     with (ROOT / f"data/results/{experiment}-paper.csv").open() as file:
         for row in csv.DictReader(file):
             if all(row[name] == value for name, value in wanted.items()):
-                runs = found.setdefault(int(row["seed"]), {})
-                runs[int(row["update"])] = float(row[column])
-    return [runs[max(runs)] for _, runs in sorted(found.items())]
+                run = found.setdefault(int(row["seed"]), {})
+                run[int(row["update"])] = float(row[column])
+    return [run for _, run in sorted(found.items())]
 
 
-def starts_of(experiment, column, **wanted):
-    "The same at the start"
-    found = {}
-    with (ROOT / f"data/results/{experiment}-paper.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["update"] == "0" and all(row[k] == v for k, v in wanted.items()):
-                found[int(row["seed"])] = float(row[column])
-    return [found[seed] for seed in sorted(found)]
+def ends_of(experiment, column, **wanted):
+    "Last value of a column, one for each seed"
+    return [run[max(run)] for run in runs_of(experiment, column, **wanted)]
+
+
+def shares_left(experiment, column, **wanted):
+    "Last value over the first, one for each seed"
+    return [run[max(run)] / run[0] for run in runs_of(experiment, column, **wanted)]
 
 
 def less(ones, others):
@@ -164,20 +164,10 @@ BY_HAND = {
         ends_of("aesthetic", DIVERSITY, method="VGG-Flow"),
         ends_of("aesthetic", DIVERSITY, method="ReFL"),
     ),
-    "hpsv2-keeps-diversity": lambda: [
-        end / start
-        for end, start in zip(
-            ends_of("hpsv2", DIVERSITY, method="VGG-Flow"),
-            starts_of("hpsv2", DIVERSITY, method="VGG-Flow"),
-        )
-    ],
-    "aesthetic-draft-collapses": lambda: [
-        end / start
-        for end, start in zip(
-            ends_of("aesthetic", DIVERSITY, method="DRaFT"),
-            starts_of("aesthetic", DIVERSITY, method="DRaFT"),
-        )
-    ],
+    "hpsv2-keeps-diversity": lambda: shares_left("hpsv2", DIVERSITY, method="VGG-Flow"),
+    "aesthetic-draft-collapses": lambda: shares_left(
+        "aesthetic", DIVERSITY, method="DRaFT"
+    ),
     "pickscore-ends-fid-vgg-flow-pmp": lambda: less(
         ends_of("pickscore", "fid", method="VGG-Flow-PMP"),
         ends_of("pickscore", "fid", method="VGG-Flow"),

@@ -165,7 +165,7 @@ def cleaned(prompt: str) -> str:
 
 HPS_FILES = ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt")
 
-
+# %% ../../nbs/4_judging/clip_rewards.ipynb #560868c2
 @register_reward("hpsv2")
 class HPSv2Reward(ClipReward):
     "Cosine of image and prompt, the whole image fitted on black"
@@ -235,7 +235,7 @@ def head_file(path, file: str = "", revision: str = None) -> Path:
     names = [file] if file else HEAD_FILES
     return first_file(path, names, **pinned_revision(path, revision))
 
-
+# %% ../../nbs/4_judging/clip_rewards.ipynb #3a6f7b41
 @register_reward("aesthetic")
 class AestheticReward(nn.Module):
     "Affine function of the unit features of an image"

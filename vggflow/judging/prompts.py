@@ -248,16 +248,16 @@ def _json_rows(lines):
 def _csv_rows(text, column, delimiters):
     "Rows of a CSV, by the delimiter that shows a column of prompts in its first row"
 
-    def table(delimiter):
+    def rows_by(delimiter):
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        return [row for row in rows if row]
+        return (row for row in rows if row)
 
     def shows(delimiter):
-        names = map(str.strip, next(iter(table(delimiter)), []))
+        names = map(str.strip, next(rows_by(delimiter), []))
         return any(name == column or name.lower() in _COLUMNS for name in names)
 
     delimiter = next((mark for mark in delimiters if shows(mark)), delimiters[0])
-    header, *rows = table(delimiter) or [[]]
+    header, *rows = [*rows_by(delimiter)] or [[]]
     header = [name.strip() for name in header]
     if len(header) == 1:
         if delimiter == "," or all(len(row) == 1 for row in rows):

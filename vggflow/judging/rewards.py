@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..common.files import sha256
 from ..common.names import did_you_mean, is_import_path, load_object
-from ..common.trial import reward_called
+from ..common.trial import check_shape, reward_called
 
 # %% ../../nbs/4_judging/rewards.ipynb #1fc34535
 REWARDS = {}  # name -> maker
@@ -138,20 +138,6 @@ def parse_reward(
         terms.append(term)
     return terms
 
-# %% ../../nbs/4_judging/rewards.ipynb #155a6968
-def _check_term(scores, images, reward):
-    "Scores of a term; raises `ValueError` for a shape that would spread over the others"
-    if tuple(getattr(scores, "shape", ())) == (len(images),):
-        return scores
-    if isinstance(scores, Tensor):
-        what = f"shape {tuple(scores.shape)}"
-    else:
-        what = f"a {type(scores).__name__}"
-    raise ValueError(
-        f"reward {reward_called(reward)!r} of a sum returned {what} for {len(images)} "
-        f"images: return one number per image, shape ({len(images)},)"
-    )
-
 # %% ../../nbs/4_judging/rewards.ipynb #8a2ee09d
 class WeightedSum(nn.Module):
     "The sum of `weight * (reward - loc) / scale`"
@@ -170,7 +156,9 @@ class WeightedSum(nn.Module):
     def forward(self, images: Tensor, prompts=None) -> Tensor:
         total = 0
         for reward, weight, loc, scale in self.terms:
-            scores = _check_term(reward(images, prompts), images, reward)
+            scores = reward(images, prompts)
+            what = f"reward {reward_called(reward)!r} of a sum"
+            check_shape(scores, what, images)  # another would spread over the others
             total = total + weight * (scores - loc) / scale
         return total
 

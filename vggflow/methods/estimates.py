@@ -104,15 +104,15 @@ def sample_norm(
 
 
 def between(
-    times,  # (N+1,)
+    times: list,  # N+1 numbers
     steps,  # At which it is wanted
     stations: list,  # Steps at which it is known, descending
     known: list,  # What is known there
 ):  # As many as `steps`
     "Linear in time between stations, and constant beyond the first and the last"
-    at = [times[k].item() for k in stations]
+    at = [times[k] for k in stations]
     for k in steps:
-        t = min(max(times[k].item(), at[-1]), at[0])
+        t = min(max(times[k], at[-1]), at[0])
         j = next((j for j in range(1, len(at)) if t >= at[j]), 0)
         share = (t - at[j]) / (at[j - 1] - at[j]) if j else 0.0
         yield known[j] + share * (known[j - 1] - known[j]) if j else known[0]
@@ -137,17 +137,18 @@ class CoarseAdjoint(VGGFlowPMP):
     def carry_back(self, flow, path, end, cond):
         "Costates at all times, shape (N+1, B, ...)"
         times = path.times.to(end)
+        lengths = times.diff()
         ends = [*range(len(times) - 1, 0, -self.every), 0]
         a, stations, rates = end, [], []
         for high, low in zip(ends, ends[1:]):
             stations.append((low + high) // 2)
             at = path.x[stations[-1]], times[stations[-1]].expand(len(a))
             rates.append(pullback(flow, *at, a, cond)[1] / sample_norm(a))
-            for h in times.diff()[low:high].flip(0):
+            for h in lengths[low:high].flip(0):
                 a = a + h * sample_norm(a) * rates[-1]
         found, steps = [end], range(len(times) - 2, -1, -1)
-        for k, rate in zip(steps, between(times, steps, stations, rates)):
-            found.append(found[-1] + times.diff()[k] * sample_norm(found[-1]) * rate)
+        for k, rate in zip(steps, between(times.tolist(), steps, stations, rates)):
+            found.append(found[-1] + lengths[k] * sample_norm(found[-1]) * rate)
         return torch.stack(found[::-1])
 
 # %% ../../nbs/2_methods/estimates.ipynb #04120384

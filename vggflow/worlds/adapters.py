@@ -37,13 +37,12 @@ def adapter_file(
     given = Path(str(place)).expanduser()
     if given.is_file():
         return given
-    others = sorted(given.glob("*.safetensors")) if given.is_dir() else []
-    known = [given / name for name in ADAPTER_FILES if (given / name).is_file()]
-    if not known and len(others) == 1:
-        return others[0]
     try:
         return first_file(place, ADAPTER_FILES)
     except HubError as error:
+        others = list(given.glob("*.safetensors"))
+        if len(others) == 1:
+            return others[0]
         raise ValueError(
             f"no adapter can be read from {str(place)!r} ({error}): give the folder that "
             "save_lora wrote, with its pytorch_lora_weights.safetensors, or the file"
@@ -53,12 +52,14 @@ def adapter_file(
 def read_tensors(
     file: Path,  # Of an adapter
 ) -> tuple:  # (name -> tensor, metadata); raises a one-line `ValueError`
-    "Weights of a file, float32, and what it says of them; a pickle is never run"
+    "Weights of a file, and what it says of them; a pickle is never run"
+    from vggflow.judging.clip_rewards import read_weights
+
     try:
+        tensors = read_weights(file)
         if file.suffix != ".safetensors":
-            return torch.load(file, map_location="cpu", weights_only=True), {}
+            return tensors, {}
         with safe_open(file, "pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
             return tensors, dict(stored.metadata() or {})
     except Exception as error:
         why = " ".join(str(error).split())[:120]
@@ -158,7 +159,7 @@ class LoraFacts(BaseModel):
         "The value for a layer: of the first pattern that matches, as in peft"
         return pattern.get(get_pattern_key(pattern, layer), usual)
 
-
+# %% ../../nbs/5_worlds/adapters.ipynb #077684fb
 def lora_facts(said: dict, where) -> LoraFacts | None:
     "What was said, checked; None where nothing was; a one-line `ValueError`"
     known = {name: v for name, v in said.items() if v is not None}
@@ -221,47 +222,47 @@ def read_adapter(
     place,  # Folder, file or hub id
 ) -> Adapter:  # Raises a one-line `ValueError`
     "Read an adapter of any trainer, or say what it is and what helps"
-    file = adapter_file(place)
+    file, where = adapter_file(place), repr(str(place))
     tensors, metadata = read_tensors(file)
-    check_names(tensors, repr(str(place)))
-    facts = lora_facts(said_of(file, metadata), repr(str(place)))
+    check_names(tensors, where)
+    facts = lora_facts(said_of(file, metadata), where)
     parts = {}
     for name, tensor in tensors.items():
         layer, kind = place_of(name)
         parts.setdefault(layer, {})[kind] = tensor.float()
     if not parts:
-        raise ValueError(f"{str(place)!r} holds no LoRA weights")
-    factors = {layer: _scaled(layer, own, facts, place) for layer, own in parts.items()}
+        raise ValueError(f"{where} holds no LoRA weights")
+    factors = {layer: _scaled(layer, own, facts, where) for layer, own in parts.items()}
     return Adapter(str(place), factors)
 
 # %% ../../nbs/5_worlds/adapters.ipynb #48111299
-def _scaled(layer, own, facts, place) -> tuple:
+def _scaled(layer, own, facts, where) -> tuple:
     "The factors of a layer, the scale in the second"
     down, up = own.get("A"), own.get("B")
     if down is None or up is None:
         missing = "A" if down is None else "B"
         raise ValueError(
-            f"the adapter in {str(place)!r} lacks lora_{missing} of {layer}: "
+            f"the adapter in {where} lacks lora_{missing} of {layer}: "
             "it is cut off; copy or download it again"
         )
     if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1]:
         raise ValueError(
-            f"the adapter in {str(place)!r} has factors of shapes {tuple(down.shape)} and "
+            f"the adapter in {where} has factors of shapes {tuple(down.shape)} and "
             f"{tuple(up.shape)} at {layer}, which are no LoRA of a linear layer"
         )
-    _check_finite(layer, down, up, place)
+    _check_finite(layer, down, up, where)
     try:
         return down, up * scale_of(layer, len(down), facts, own.get("alpha"))
     except ValueError as error:
         raise ValueError(
-            f"the adapter in {str(place)!r} {error}: save it again with its trainer"
+            f"the adapter in {where} {error}: save it again with its trainer"
         ) from None
 
 
-def _check_finite(layer, down: Tensor, up: Tensor, place):
+def _check_finite(layer, down: Tensor, up: Tensor, where):
     "Refuse weights that would make every image black"
     if not (down.isfinite().all() and up.isfinite().all()):
         raise ValueError(
-            f"the adapter in {str(place)!r} is not finite at {layer}: its training "
+            f"the adapter in {where} is not finite at {layer}: its training "
             "diverged, or it was saved in float16; take an earlier one, or save in float32"
         )

@@ -161,15 +161,14 @@ def check_placed(
 ):
     "Raise a one-line `ValueError` where its weights come and go by hooks of accelerate"
     for name in ("transformer", "vae"):
-        for module in getattr(pipe, name).modules():
-            hook = getattr(module, "_hf_hook", None)
-            for one in getattr(hook, "hooks", [hook]):
-                if type(one).__name__ == "CpuOffload" or getattr(one, "offload", False):
-                    raise ValueError(
-                        f"the pipeline's {name} is offloaded, and cannot be trained so: "
-                        "call pipe.remove_all_hooks(), or load the pipeline afresh; "
-                        "memory is saved by gradient_checkpointing and micro_batch"
-                    )
+        hooks = [getattr(m, "_hf_hook", None) for m in getattr(pipe, name).modules()]
+        each = [one for hook in hooks for one in getattr(hook, "hooks", [hook])]
+        if any(type(h).__name__ == "CpuOffload" or getattr(h, "offload", 0) for h in each):
+            raise ValueError(
+                f"the pipeline's {name} is offloaded, and cannot be trained so: "
+                "call pipe.remove_all_hooks(), or load the pipeline afresh; "
+                "memory is saved by gradient_checkpointing and micro_batch"
+            )
 
 # %% ../../nbs/5_worlds/checks.ipynb #6fac1c89
 SHORT_DTYPES = dict(bf16="bfloat16", fp16="float16", fp32="float32")

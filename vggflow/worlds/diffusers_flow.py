@@ -393,9 +393,8 @@ class FlowParts(
         "Sizes, checked without running anything"
         config, scale = self.transformer.config, self.pipe.vae_scale_factor
         check_sizes(config, scale, image_size, correction, layers)
-        self.latent_size = config.sample_size
-        if image_size is not None:
-            self.latent_size = image_size // scale
+        own = config.sample_size
+        self.latent_size = own if image_size is None else image_size // scale
         self.correction_kind, self.correction_layers = correction, layers
 
     def prior(self, n, cond=None, generator=None) -> Tensor:
