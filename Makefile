@@ -72,10 +72,10 @@ register: setup ## run the page of the equations again and print what no cell ch
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/equations.ipynb
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/pages/equations.ipynb && $(BIN)/vggflow equations --missing
 
-claims: setup ## the pages of results and claims and the claims' JSON file again, from the tables in data/results
-	@for p in results claims; do PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/$$p.ipynb && \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/pages/$$p.ipynb || exit 1; done
-	@$(BIN)/vggflow claims --write
+claims: setup ## the pages that follow from data/results, README.md and claims.json again
+	@for p in pages/results pages/claims pages/not_reproduced pages/gallery index; do PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$p.ipynb && \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/$$p.ipynb || exit 1; done
+	@$(BIN)/vggflow claims --write && $(MAKE) -s readme
 
 site: $(SITE)/.setup-stamp ## the notebooks as web pages, in _site/html (an environment of its own; nothing is executed)
 	@$(SITE)/bin/python site/build.py

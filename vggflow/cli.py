@@ -29,7 +29,8 @@ MODEL = (
 RUN = ("commands.run:run", "commands.run:Looks", "training.config:FinetuneConfig")
 RUN += ("worlds.sd3:SD3World.make", *MODEL)
 SAVED = ("commands.saved:load_saved",)
-PIPELINE = ("image_size", "revision", "max_sequence_length", "variant", "local_files_only")
+PIPELINE = ("image_size", "negative_prompt", "revision", "max_sequence_length", "variant")
+PIPELINE += ("local_files_only",)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ SPELLED = {
 OFF = {"progress": "--quiet", "cfg_batched": "--cfg-in-turn", "resume": "--no-resume"}
 GROUPS = {
     "what is done": "world reward images reference floor prompts limit method options beta",
-    "the model": "model lora run guidance_scale image_size dtype device revision",
+    "the model": "model lora run guidance_scale negative_prompt image_size dtype device "
+    "revision",
     "drawing": "n images_per_prompt steps shift seed batch_size compare scale no_base "
     "no_floor",
     "training": "updates lr batch_size steps shift transitions seed optimizer weight_decay "

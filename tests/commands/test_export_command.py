@@ -70,15 +70,19 @@ def test_the_card_tells_of_the_run_not_of_the_export(run, call, here, model):
     assert flow.guidance_scale == 3
 
 
-@pytest.mark.parametrize("shift", [None, 1, 2, 3])
-def test_the_card_draws_what_the_run_drew(run, call, here, model, monkeypatch, shift):
+@pytest.mark.parametrize("shift,negative", [(None, ""), (1, "an owl's"), (2, ""), (3, "")])
+def test_the_card_draws_what_the_run_drew(
+    run, call, here, model, monkeypatch, shift, negative
+):
     "Its snippet for diffusers, as it stands, on the run's own times"
     shutil.copytree(run, "r")
     record = json.loads(Path("r/config.json").read_text())
     record["config"].update(shift=shift, steps=4)
+    record["flow"].update(negative_prompt=negative)
     Path("r/config.json").write_text(json.dumps(record))
     assert call("export r given")[0] == 0
     settings = dict(guidance_scale=record["flow"]["guidance_scale"], image_size=16)
+    settings["negative_prompt"] = negative
     flow = SD3Flow.from_pretrained(model, **settings, **lora_settings("given"))
     flow.load_lora("given")
     noise = flow.prior(1, generator=torch.Generator().manual_seed(0))

@@ -38,6 +38,7 @@ def saved_by(line):
     "The model that a line of sample or evaluate names"
     _, said = parsed(line)
     names = ("model", "lora", "run", "guidance_scale", "image_size", "dtype", "device")
+    names += ("negative_prompt", "max_sequence_length")
     return load_saved(**{k: v for k, v in said.items() if k in (*names, "vae_tiling")})
 
 
@@ -61,6 +62,16 @@ def test_the_command_of_a_run_is_a_card_that_goes_on_there(run):
     said = json.loads((run / "command.json").read_text())
     assert card["model"] == said["model"] and "out" not in said
     assert card["out"] == str(run.resolve())
+
+
+def test_a_negative_prompt_is_the_runs_or_the_callers(run, here):
+    plain = f"sample --run {run} 'a cat'"
+    assert saved_by(plain).flow.negative_prompt == ""
+    asked = saved_by(f"{plain} --negative-prompt 'an owl' --max-sequence-length 32").flow
+    assert (asked.negative_prompt, asked.max_sequence_length) == ("an owl", 32)
+    shutil.copytree(run, "r")
+    edit("r/command.json", negative_prompt="a dog")
+    assert saved_by("sample --run r 'a cat'").flow.negative_prompt == "a dog"
 
 
 def test_sample_compares_on_equal_noise(run, model, call, here):

@@ -23,9 +23,9 @@ from vggflow.theory.flow import sample, time_grid
 from vggflow.worlds.sd3 import SD3Flow
 
 
-def drawn_by(pipe, kind="latent", guidance=4.0):
+def drawn_by(pipe, kind="latent", guidance=4.0, **more):
     "What a pipeline draws in five steps"
-    how = dict(num_inference_steps=5, guidance_scale=guidance, output_type=kind)
+    how = dict(num_inference_steps=5, guidance_scale=guidance, output_type=kind, **more)
     return pipe(TWO, latents=X, **how).images
 
 
@@ -50,6 +50,39 @@ def test_stock_pipeline_draws_the_same(tiny, kind, tmp_path):
     assert not close(drawn_by(pipe, guidance=4.01), stock)
     with torch.no_grad():
         assert not close(sample(flow, X, flow.times(5, 3.01), TWO).x1, stock)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("words,tokens", [("a blurry cat", 256), ("dog", 16), ("", 16)])
+def test_negative_prompt_and_length_are_those_of_diffusers(
+    tiny, tmp_path, words, tokens, batched
+):
+    settings = dict(max_sequence_length=tokens, negative_prompt=words)
+    flow = reload(tiny["t5"], guidance_scale=4.0, cfg_batched=batched, **settings)
+    flow.save_lora(tmp_path)
+    pipe = stock_pipeline(tiny["t5"])
+    pipe.load_lora_weights(tmp_path)
+    stock = drawn_by(pipe, **settings)
+    flow.remember(TWO)
+    flow.drop_text_encoders()  # the negative prompt is known after that too
+    with torch.no_grad():
+        own = sample(flow, X, flow.times(5), TWO).x1
+    assert close(own, stock)
+    if words:  # teeth: it is not the empty prompt's
+        plain = drawn_by(pipe, max_sequence_length=tokens)
+        assert not close(plain, stock, 1e-3)
+        assert flow.describe()["negative_prompt"] == words
+    else:
+        assert "negative_prompt" not in flow.describe()
+
+
+@pytest.mark.parametrize("tokens", [0, -3, 513])
+def test_a_length_that_diffusers_refuses_is_refused_before_loading(tiny, tokens):
+    with pytest.raises(ValueError, match=f"max_sequence_length {tokens}: give 1 to 512"):
+        reload(tiny["t5"], max_sequence_length=tokens)
+    if tokens > 512:
+        with pytest.raises(ValueError, match="512"):
+            drawn_by(stock_pipeline(tiny["t5"]), max_sequence_length=tokens)
 
 
 def test_times_are_the_schedulers(tiny):

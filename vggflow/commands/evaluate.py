@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .options import Count, Natural, Positive
 from .saved import load_saved, settings_of_run, world_of_run
+from ..judging.inception import inception_weights
 from ..training.processes import Processes, launched
 from ..worlds.world import pipeline_world
 
@@ -26,6 +27,7 @@ def evaluate_model(
     reward: list = None,  # One or several; default that of the run
     perceptual: str = "",  # dreamsim, dreamsim-emoji, efficientnet, none; the world's own
     clip: str = None,  # Folder or hub id, or none; default that of the world
+    inception: str = "auto",  # FID: weights of torch-fidelity; auto: if at hand; none
     out: str = None,  # Folder of images and numbers, needed; a second call goes on
     quiet: bool = False,  # No progress bars
     json: bool = False,  # Print evaluation.json, nothing else
@@ -34,6 +36,7 @@ def evaluate_model(
     "Reward, diversity, alignment and distance to the base model, of saved or fresh images"
     drawing = {k: how.pop(k) for k in [*how] if k in DRAWING}
     check_question(images, out, drawing.get("images_per_prompt"), perceptual, how)
+    weights = inception_weights(inception)
     said, world = subject_of(how, images)
     processes, judges = Processes(launched()), []
     device = judging_device(processes, how, images)
@@ -48,7 +51,8 @@ def evaluate_model(
     else:
         sets = draw_sets(how, wanted, out, **tools, **drawing)
     about = noted(how, texts, drawing)
-    processes.share(lambda: write_numbers(out, sets, judges, device, about, quiet, json))
+    asked = out, sets, (*judges, weights), device, about, quiet, json
+    processes.share(lambda: write_numbers(*asked))
 
 # %% ../../nbs/7_commands/evaluate.ipynb #6ce223b4
 def noted(how: dict, texts: list, drawing: dict) -> dict:
@@ -226,8 +230,8 @@ def write_numbers(out, sets: dict, judges, device, about: dict, quiet=False, jso
 
     from vggflow.judging.image_sets import evaluate_sets
 
-    rewards, features = judges
-    how = dict(progress=not quiet, device=device, about=about)
+    rewards, features, weights = judges
+    how = dict(progress=not quiet, device=device, about=about, inception=weights)
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         result = evaluate_sets(out, sets, rewards, features, **how)
     if json:
@@ -235,4 +239,6 @@ def write_numbers(out, sets: dict, judges, device, about: dict, quiet=False, jso
         return
     for name, numbers in result["sets"].items():
         print(f"{name}: " + ", ".join(f"{k} {x:.4g}" for k, x in numbers.items()))
+    for name, fid in result["inception"].get("fid", {}).items():
+        print(f"{name}: FID with Inception {fid:.4g}")
     print(f"{out}/evaluation.json, {out}/sheet.png")

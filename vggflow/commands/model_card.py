@@ -89,6 +89,7 @@ def drawn_by(flow, known: dict = None) -> dict:
     now = flow.describe()
     usual = dict(dtype="float32", t5=True, vae_tiling=False, max_sequence_length=256)
     usual.update(latent_size=flow.transformer.config.sample_size, guidance_scale=1.0)
+    usual.update(negative_prompt="")
     adapter = {k: now[k] for k in ("lora_rank", "lora_alpha", "lora_targets")}
     return {**usual, **({**adapter, **noted} if noted else now)}
 
@@ -125,6 +126,8 @@ def section_use(flow, base: str, known: dict = None) -> str:
     side = drawn["latent_size"] * flow.pipe.vae_scale_factor
     guidance, tokens = drawn["guidance_scale"], drawn["max_sequence_length"]
     more = f", max_sequence_length={tokens}" if tokens != 256 else ""
+    if drawn["negative_prompt"]:
+        more += f", negative_prompt={drawn['negative_prompt']!r}"
     parts = "" if drawn["t5"] else ", text_encoder_3=None, tokenizer_3=None"
     size = f"height={side}, width={side}"
     own = f"dtype={drawn['dtype']!r}, image_size={side}, guidance_scale={guidance:g}"

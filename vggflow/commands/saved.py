@@ -14,7 +14,8 @@ from pathlib import Path
 from ..training.run_directory import RunDirectory
 from ..worlds.world import WORLDS, get_world, load_model
 
-PIPELINE = ("image_size", "revision", "max_sequence_length", "variant", "local_files_only")
+PIPELINE = ("image_size", "negative_prompt", "revision", "max_sequence_length", "variant")
+PIPELINE += ("local_files_only",)
 
 # %% ../../nbs/7_commands/saved.ipynb #72e0939b
 def of_record(record: dict) -> dict:
@@ -45,7 +46,7 @@ def of_foreign_record(record: dict, model: str) -> dict:
     from vggflow.commands.parts import part_config
 
     flow, config = record.get("flow") or {}, record.get("config") or {}
-    names = ("guidance_scale", "revision", "max_sequence_length")
+    names = ("guidance_scale", "negative_prompt", "revision", "max_sequence_length")
     names += ("correction", "correction_layers")
     said = {k: flow[k] for k in names if flow.get(k) is not None}
     said.update({k: config[k] for k in ("steps", "shift") if config.get(k) is not None})
@@ -144,7 +145,7 @@ def load_saved(
     dtype: str = None,  # bfloat16, float16 or float32; the run's, else bfloat16 on a GPU
     device: str = None,  # cuda, cuda:1 or cpu
     vae_tiling: bool = None,  # Decode in tiles; as in the run
-    **pipeline,  # image_size, revision, max_sequence_length, variant, local_files_only
+    **pipeline,  # Those named in PIPELINE
 ) -> SavedModel:
     "The model that names and a run directory mean"
     said = settings_of_run(run, model or "", lora or "") if run else {}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPRODUCED', 'CONTRARY', 'UNDECIDED', 'UNTESTABLE', 'NOT_RUN', 'VERDICTS', 'LEVEL', 'Claim', 'verdict_of', 'judge',
-           'p_of_rule', 'best_profile', 'judge_claim', 'judge_claims', 'adjust', 'claims_table', 'save_claims']
+           'p_of_rule', 'best_profile', 'judge_claim', 'judge_claims', 'adjust', 'claims_table', 'kinds_table',
+           'save_claims']
 
 # %% ../../nbs/6_experiments/claims.ipynb #9858bcc3
 import json
@@ -19,7 +20,7 @@ from scipy.stats import false_discovery_control, ttest_1samp
 
 from ..common.data import project_root
 from ..common.files import sha256, write_text
-from .fronts import t_interval
+from .passages import t_interval
 from .results import read_results
 from .tables import table_path
 
@@ -39,6 +40,7 @@ class Claim:
     id: str  # Short and stable
     where: str  # Figure, table or section
     says: str  # In our words
+    kind: str = ""  # Claims of one kind are counted together
     experiment: str = ""  # Whose table decides; empty: not testable here
     effect: Callable = None  # Results -> one number for each seed
     paper: Callable = None  # The same number from the paper's published data, or None
@@ -100,7 +102,8 @@ def judge_claim(
 ) -> dict:  # One row of the register
     "Effect, interval and verdict of one claim"
     row = {
-        name: getattr(claim, name) for name in ("id", "where", "says", "experiment", "unit")
+        name: getattr(claim, name)
+        for name in ("id", "where", "says", "kind", "experiment", "unit")
     }
     row |= dict(rule=[claim.low, claim.high], why=claim.why)
     if not claim.experiment:
@@ -167,8 +170,7 @@ def _published_text(row):
     "The number of the paper's data, and whether it follows the rule"
     if row.get("paper") is None:
         return ""
-    low, high = row["rule"]
-    shows = "shows it" if low < row["paper"] < high else "**does not show it**"
+    shows = "shows it" if _shows(row) else "**does not show it**"
     return f"{_short(row['paper'])}: {shows}"
 
 
@@ -196,6 +198,29 @@ def _register_line(row):
         f"**{row['verdict']}**{reason}",
     ]
     return f"| {' | '.join(cells)} |"
+
+# %% ../../nbs/6_experiments/claims.ipynb #c1a1d501
+def kinds_table(
+    rows: list,  # From `judge_claims`
+) -> str:  # Markdown
+    "How many claims of each kind have which verdict, here and on the paper's own data"
+    heads = ["the paper says: VGG-Flow …", "claims", REPRODUCED, CONTRARY, UNDECIDED]
+    lines = [f"| {' | '.join(heads)} | the paper's data show it |", "|---" * 6 + "|"]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        mine = [row for row in rows if row["kind"] == kind]
+        count = Counter(row["verdict"] for row in mine)
+        published = [row for row in mine if row.get("paper") is not None]
+        shown = sum(_shows(row) for row in published)
+        cells = [kind, len(mine), *(count[verdict] or "" for verdict in heads[2:])]
+        cells += [f"{shown} of {len(published)}" if published else ""]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _shows(row):
+    "Whether the paper's number is on the side of its sentence"
+    low, high = row["rule"]
+    return low < row["paper"] < high
 
 # %% ../../nbs/6_experiments/claims.ipynb #c32a347e
 def _plain(value):

@@ -229,6 +229,10 @@ def readme() -> str:  # Markdown
     notebook = nbformat.read(project_root() / "nbs" / "index.ipynb", 4)
     hidden = ("#| hide", "#|hide")
     notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith(hidden)]
+    for cell in notebook.cells:
+        if cell.source.startswith("#| echo: false"):  # what it shows, not how
+            shown = next(output.data["text/markdown"] for output in cell.outputs)
+            cell.update(nbformat.v4.new_markdown_cell(shown))
     text = MarkdownExporter().from_notebook_node(notebook)[0]
     text = text.replace("../figures/", "figures/").replace("../data/", "data/")
     return re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).strip() + "\n"

@@ -124,7 +124,7 @@ def templates_of(
 
 
 # Together they import what every template does
-USUAL = "finetune", "samples", "convergence", "pareto"
+USUAL = "finetune", "samples", "convergence", "trade_off"
 
 
 def import_for(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_MODELS', 'SHORT_DTYPES', 'check_model', 'transformer_size', 'check_memory', 'check_device', 'choose_device',
-           'check_sizes', 'check_placed', 'as_dtype', 'quietly']
+           'check_sizes', 'check_tokens', 'check_placed', 'as_dtype', 'quietly']
 
 # %% ../../nbs/5_worlds/checks.ipynb #88f30a51
 from ..common.torchvision_cpu import cure
@@ -154,6 +154,17 @@ def check_sizes(
         )
     if not isinstance(layers, int) or layers < 1:
         raise ValueError(f"correction_layers must be at least 1, got {layers!r}")
+
+# %% ../../nbs/5_worlds/checks.ipynb #c4ec7041
+def check_tokens(
+    tokens: int,  # `max_sequence_length`
+):
+    "Refuse a number of T5's tokens that diffusers refuses: 1 to 512"
+    if not 1 <= tokens <= 512:
+        raise ValueError(
+            f"max_sequence_length {tokens}: give 1 to 512, the tokens of T5 "
+            "(256 by default)"
+        )
 
 # %% ../../nbs/5_worlds/checks.ipynb #61592dcf
 def check_placed(

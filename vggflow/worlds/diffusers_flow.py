@@ -25,6 +25,7 @@ from vggflow.worlds.checks import (
     check_model,
     check_placed,
     check_sizes,
+    check_tokens,
     quietly,
 )
 
@@ -87,8 +88,8 @@ class GuidedVelocity:
         return u + w * (c - u)
 
     def _both_branches(self, x, t, prompts, detach):
-        "Velocity of the prompts and of the empty one"
-        empty = [""] * len(x)
+        "Velocity of the prompts and of the negative one"
+        empty = [self.negative_prompt] * len(x)
         if not detach and self.cfg_batched:
             twice = torch.cat([x, x]), torch.cat([t, t])
             return self.model_velocity(*twice, prompts + empty).chunk(2)
@@ -97,7 +98,7 @@ class GuidedVelocity:
         return self.model_velocity(x, t, prompts), u
 
     def velocity(self, x, t, cond=None) -> Tensor:
-        "Finetuned velocity; with gradients on, the empty prompt's branch is a constant"
+        "Finetuned velocity; with gradients on, the negative prompt's branch is a constant"
         return self.guided(x, t, cond, detach=torch.is_grad_enabled())
 
     def base_velocity(self, x, t, cond=None) -> Tensor:
@@ -154,6 +155,7 @@ class DescribedFlow:
             latent_size=(self.latent_size, config.sample_size),
             revision=(self.revision, None),
             max_sequence_length=(self.max_sequence_length, 256),
+            negative_prompt=(self.negative_prompt, ""),
             taesd=(self.taesd is not None, False),
             t5=(self._has_t5, True),
             vae_tiling=(bool(getattr(self.vae, "use_tiling", False)), False),
@@ -259,6 +261,7 @@ class CheckedOptions:
                 hub_file(path, f"{part}/config.json", revision, **hub).read_text()
             )
 
+        check_tokens(options.get("max_sequence_length", 256))
         config, decoder = config_of("transformer"), config_of("vae")
         check_adapter(options.get("lora_rank", 8), options.get("lora_dropout", 0.0))
         kind = options.get("correction", "transformer")
@@ -416,6 +419,7 @@ class DiffusersFlow(FlowParts):
         lora_alpha: float = None,  # Scale is alpha / rank; default `lora_rank`
         lora_targets: list = None,  # Adapted layers; default all attention projections
         guidance_scale: float = 1.0,  # w in u + w (c − u); up to 1 there is none (paper: 5)
+        negative_prompt: str = "",  # Of u, what guidance leads away from
         lora_dropout: float = 0.0,  # Dropout before the adapter, in training only
         cfg_batched: bool = True,  # Both branches of the guidance at once; False: in turn
         detach_base: bool = False,  # Leave u out of the base's derivatives too
@@ -429,8 +433,10 @@ class DiffusersFlow(FlowParts):
         **options,  # Of `configure`
     ):
         super().__init__()
+        check_tokens(max_sequence_length)
         self._freeze(pipe)
         self.guidance_scale, self.cfg_batched = guidance_scale, cfg_batched
+        self.negative_prompt = negative_prompt
         self.detach_base = detach_base
         self._add_adapter(lora_rank, lora_alpha, lora_targets, lora_dropout)
         self._set_sizes(image_size, correction, correction_layers)

@@ -70,6 +70,10 @@ class TextEncoders:
 
     encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
+    def own_prompts(self) -> list:
+        "Those that a flow needs by itself: the empty and the negative one"
+        return ["", self.negative_prompt]
+
     def encoders(self) -> list:
         "The encoders in their order, None in the place of one that is not there"
         return [getattr(self.pipe, name) for name in self.encoder_names]
@@ -104,8 +108,8 @@ class TextEncoders:
                 encoder.to(home)
 
     def drop_text_encoders(self):
-        "Free the text encoders; prompts encoded before stay known, so does the empty one"
-        self.encode([""])
+        "Free the text encoders; prompts encoded before stay known, so do the own ones"
+        self.encode(self.own_prompts())
         for name in self.encoder_names:
             setattr(self.pipe, name, None)
         gc.collect()
@@ -141,8 +145,9 @@ class PromptEncoding(TextEncoders):
         self,
         prompts: list,  # Prompts, repeated or not
     ):
-        "Encode prompts for later, without a batch of them all; warns where memory ends"
-        prompts, size = list(dict.fromkeys(prompts)), self.text_batch
+        "Encode them and the own ones, without a batch of all; warns where memory ends"
+        prompts = list(dict.fromkeys([*prompts, *self.own_prompts()]))
+        size = self.text_batch
         if len(prompts) > 2000 and not self.embeddings:
             warnings.warn(
                 f"{len(prompts)} prompts are kept in memory, some megabytes each: "
@@ -181,8 +186,8 @@ class PromptMemory(PromptEncoding):
         return found
 
     def _forget(self):
-        "Memory keeps the latest only, and the empty prompt, where a disk has all"
-        named = [name for name in self._cache if name]
+        "Memory keeps the latest only, and the own prompts, where a disk has all"
+        named = [name for name in self._cache if name not in self.own_prompts()]
         for name in named[: max(0, len(self._cache) - 512)]:
             del self._cache[name]
 

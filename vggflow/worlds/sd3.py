@@ -148,7 +148,7 @@ class SD3World(ImageWorld):
 
     def prepare(self, built: Built):
         "Encode the prompts, then free the text encoders"
-        built.flow.remember([*built.prompts, ""])
+        built.flow.remember(built.prompts)
         built.flow.drop_text_encoders()
 
     def place(self, processes, method) -> dict:
