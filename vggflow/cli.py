@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'RUN', 'SAVED', 'PIPELINE', 'VERBS', 'ALIASES', 'SPELLED', 'OFF', 'GROUPS', 'EXAMPLES', 'STATUSES', 'ABOUT',
-           'TROUBLE', 'SMALLER', 'Verb', 'least_check', 'number_reader', 'shown_default', 'annotation_of',
-           'signature_of', 'rank_of', 'as_parameter', 'make_app', 'parse_only', 'verb_app', 'whole_app', 'parse',
-           'one_line', 'converted', 'print_trouble', 'function_of', 'run_verb', 'main', 'without_verb', 'parse_whole']
+           'TROUBLE', 'SMALLER', 'Verb', 'least_check', 'number_reader', 'size_reader', 'shown_default',
+           'annotation_of', 'signature_of', 'rank_of', 'as_parameter', 'make_app', 'parse_only', 'verb_app',
+           'whole_app', 'parse', 'one_line', 'converted', 'print_trouble', 'function_of', 'run_verb', 'main',
+           'without_verb', 'parse_whole']
 
 # %% ../nbs/7_commands/cli.ipynb #c6c90dfe
 import importlib
@@ -23,6 +24,7 @@ from .commands.options import Setting, docstring, gathered
 # %% ../nbs/7_commands/cli.ipynb #afb264df
 MODEL = (
     "worlds.diffusers_flow:DiffusersFlow.__init__",
+    "worlds.flux:FluxFlow.__init__",
     "worlds.diffusers_flow:DiffusersFlow.configure",
     "worlds.diffusers_flow:PretrainedPipeline.from_pretrained",
 )
@@ -30,7 +32,7 @@ RUN = ("commands.run:run", "commands.run:Looks", "training.config:FinetuneConfig
 RUN += ("worlds.sd3:SD3World.make", *MODEL)
 SAVED = ("commands.saved:load_saved",)
 PIPELINE = ("image_size", "negative_prompt", "revision", "max_sequence_length", "variant")
-PIPELINE += ("local_files_only",)
+PIPELINE += ("local_files_only", "true_cfg_scale")
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ SPELLED = {
 OFF = {"progress": "--quiet", "cfg_batched": "--cfg-in-turn", "resume": "--no-resume"}
 GROUPS = {
     "what is done": "world reward images reference floor prompts limit method options beta",
-    "the model": "model lora run guidance_scale negative_prompt image_size dtype device "
-    "revision",
+    "the model": "model lora run guidance_scale true_cfg_scale negative_prompt image_size "
+    "dtype device revision",
     "drawing": "n images_per_prompt steps shift seed batch_size compare scale no_base "
     "no_floor",
     "training": "updates lr batch_size steps shift transitions seed optimizer weight_decay "
@@ -136,6 +138,14 @@ def number_reader(kind: type):
     return read
 
 
+def size_reader(kind, tokens):
+    "A reader for cyclopts: a side, or height and width as in 768x512"
+    height, by, width = tokens[0].value.partition("x")
+    if by and height.isdigit() and width.isdigit():
+        return [int(height), int(width)]
+    return number_reader(int)(kind, tokens)
+
+
 def shown_default(setting: Setting):
     "What --help says of a default; False where there is nothing to say"
     default = setting.default
@@ -160,7 +170,7 @@ def annotation_of(setting: Setting, group=None):
         about["validator"] = least_check(setting.least)
     kind = setting.kind
     if kind in (int, float):
-        about["converter"] = number_reader(kind)
+        about["converter"] = size_reader if name == "image_size" else number_reader(kind)
     about["allow_repeating"] = None if kind is list else True  # the last one counts
     if kind is list:
         about["consume_multiple"] = name != "options"

@@ -217,7 +217,7 @@ def break_model(models, here, how):
         (folder / "text_encoder" / "config.json").unlink()
     if how == "other class":
         file = folder / "model_index.json"
-        text = file.read_text().replace("StableDiffusion3Pipeline", "FluxPipeline")
+        text = file.read_text().replace("StableDiffusion3Pipeline", "FluxFillPipeline")
         file.write_text(text)
     return folder
 
@@ -228,7 +228,7 @@ FAULTS = [
     ("cut off", "vae/diffusion_pytorch_model.safetensors is damaged"),
     ("a shard is missing", "x-2.safetensors is missing"),
     ("no config", "text_encoder/config.json"),
-    ("other class", "FluxPipeline"),
+    ("other class", "FluxFillPipeline"),
 ]
 
 

@@ -94,8 +94,11 @@ def test_a_broken_folder_is_refused(tiny, tmp_path):
     index.write_text((tiny["t5"] / "model_index.json").read_text())
     with pytest.raises(ValueError, match="is missing"):
         reload(tmp_path)
+    index.write_text('{"_class_name": "FluxFillPipeline"}')
+    with pytest.raises(ValueError, match="a FluxFillPipeline, which is no flow here"):
+        reload(tmp_path)
     index.write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ValueError, match="a FluxPipeline, not a StableDiffusion3Pipeline"):
+    with pytest.raises(ValueError, match="a FluxPipeline, which is no SD3Flow: open it by"):
         reload(tmp_path)
 
 
@@ -194,7 +197,10 @@ def test_an_offloaded_pipeline_is_refused(tiny, how, part):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, -8, 8.5, "16"])
+BAD_SIZES = [0, -8, 8.5, "x16", "16x", (16, 7), [16, 16, 16], []]
+
+
+@pytest.mark.parametrize("size", BAD_SIZES, ids=str)
 def test_an_image_size_that_is_none(tiny, size):
     with pytest.raises(ValueError, match="image_size must be a multiple of 4"):
         reload(tiny["t5"], image_size=size)

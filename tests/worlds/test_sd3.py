@@ -96,12 +96,33 @@ def test_times_are_the_schedulers(tiny):
         assert times[0] == 0 and times[-1] == 1
     assert torch.equal(flow.times(5, 2.0), time_grid(5, 2.0))
     assert torch.allclose(flow.times(5).float(), time_grid(5, 3.0), atol=1e-6)
-    flow.pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    with pytest.raises(ValueError, match="use_dynamic_shifting=True.*give a shift"):
+    flow.pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    with pytest.raises(ValueError, match="stochastic_sampling=True.*give a shift"):
         flow.times(5)
     flow.pipe.scheduler = FlowMatchHeunDiscreteScheduler()
     with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler"):
         flow.times(5)
+
+
+@pytest.mark.parametrize("size", [16, (8, 16), "16x8"])
+def test_a_shift_that_grows_with_the_image_is_the_pipelines(tiny, tmp_path, size):
+    "And images that are not square"
+    flow = reload(tiny["t5"], image_size=size, lora_rank=2)
+    flow.save_lora(tmp_path)
+    pipe = stock_pipeline(tiny["t5"])
+    pipe.load_lora_weights(tmp_path)
+    flow.pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    noise = flow.prior(2, generator=torch.Generator().manual_seed(0))
+    height, width = (2 * side for side in noise.shape[-2:])
+    how = dict(num_inference_steps=5, guidance_scale=1.0, max_sequence_length=8)
+    how |= dict(height=height, width=width, latents=noise, output_type="latent")
+    stock = pipe(TWO, **how).images
+    with torch.no_grad():
+        own = sample(flow, noise, flow.times(5), TWO).x1
+    assert close(own, stock)
+    sizes = {16: (16, 16), (8, 16): (8, 16), "16x8": (16, 8)}
+    assert (height, width) == sizes[size] == flow.decode(own).shape[-2:]
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

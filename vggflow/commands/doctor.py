@@ -8,6 +8,7 @@ __all__ = ['OF_FLOW', 'doctor', 'known_options', 'PartsVisit', 'Visit', 'describ
            'room_needed', 'check_disk', 'print_checks']
 
 # %% ../../nbs/7_commands/doctor.ipynb #51af72b9
+import math
 import os
 import shutil
 from dataclasses import asdict
@@ -250,7 +251,7 @@ def check_sizes_of(
     given: dict, model, revision=None, local_files_only: bool = False
 ) -> str:
     "Adapter, size of the images, correction and tiny decoder; raises as loading would"
-    from vggflow.worlds.sd3 import SD3Flow
+    from vggflow.worlds.sd3 import pipeline_flow
 
     names = ("lora_rank", "lora_targets", "lora_dropout", "correction_layers", "taesd")
     own = {"lora_rank": 8, "lora_targets": None}
@@ -259,8 +260,9 @@ def check_sizes_of(
     kind = given.get("correction")
     more = dict(correction=kind) if isinstance(kind, str) else {}
     asked = {**own, "image_size": size, **more}
-    SD3Flow.check_options(model, asked, revision, local_files_only=local_files_only)
-    images = f"{size}²" if size else "its own size"
+    hub = dict(revision=revision, local_files_only=local_files_only)
+    pipeline_flow(model, hub).check_options(model, asked, **hub)
+    images = f"{size}²" if isinstance(size, int) else f"{size or 'its own size'}"
     return f"images of {images}, adapter of rank {own['lora_rank']}"
 
 # %% ../../nbs/7_commands/doctor.ipynb #34fbb6c4
@@ -278,16 +280,19 @@ def asked_of_memory(method: str, options: dict = None) -> dict:
 # %% ../../nbs/7_commands/doctor.ipynb #1c6c18b1
 def memory_plan(given: dict, method: str, options, seen: dict, prompts: int) -> MemoryPlan:
     "What the memory is estimated from"
+    from vggflow.worlds.checks import as_sides
+
     names = MemoryPlan.__dataclass_fields__
     plan = {k: v for k, v in given.items() if k in names and v is not None}
     if isinstance(plan.get("correction"), str):
         del plan["correction"]
     if given.get("image_size"):
-        plan["resolution"] = given["image_size"]
+        plan["resolution"] = round(math.prod(as_sides(given["image_size"])) ** 0.5)
     if seen:
-        levels = len(seen["configs"]["vae"]["block_out_channels"])
-        own = seen["configs"]["transformer"]["sample_size"] * 2 ** (levels - 1)
+        levels, flow = len(seen["configs"]["vae"]["block_out_channels"]), seen["flow"]
+        own = flow.latent_grid(seen["configs"]["transformer"])[2] * 2 ** (levels - 1)
         plan.setdefault("resolution", own)
+        plan["guidance_scale"] = given.get(flow.guided_by) or 1.0
     asked = {k: v for k, v in asked_of_memory(method, options).items() if k in names}
     if "transitions" in asked:
         plan["transitions"] = asked["transitions"]
@@ -320,7 +325,9 @@ def room_needed(plan: MemoryPlan = None, seen: dict = None) -> int:
         return 2**29
     adapter = adapter_size(seen["nets"]["transformer"], plan.lora_rank, plan.lora_targets)
     config = seen["configs"]["transformer"]
-    nu = correction_size(config, plan.correction_layers) if plan.correction else 0
+    nu = 0
+    if plan.correction:
+        nu = correction_size(seen["flow"], config, plan.correction_layers)
     return 3 * 12 * (adapter + nu) + 2**28
 
 

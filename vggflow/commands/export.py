@@ -182,7 +182,7 @@ def export_run(
     model = model or said.get("model") or ""
     lora, own, _ = adapter_of_run(run)
     settings = chosen(said, (*PIPELINE, "correction", "correction_layers"), {})
-    settings["guidance_scale"] = said.get("guidance_scale", 1.0)
+    settings["guidance_scale"] = said.get("guidance_scale")
     dtype = "bfloat16" if model else "float32"  # the adapter is float32 all the same
     flow = load_model(model, lora, dtype, "cpu", **settings, **own)
     print(export_lora(flow, out, run=run, force=force))

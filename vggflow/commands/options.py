@@ -41,6 +41,7 @@ class Setting:
 # %% ../../nbs/7_commands/options.ipynb #4df6b3c6
 LEAST = {"Count": 1, "CountOrNone": 0, "Natural": 0, "Positive": math.ulp(0.0)}
 KINDS = dict(int=int, float=float, str=str, bool=bool, list=list, tuple=list, dict=list)
+KINDS["Size"] = int  # or two: height x width
 
 
 @cache

@@ -89,11 +89,10 @@ NO_NETWORK = ("tokenizer", "scheduler", "feature", "image_enc")
 def look_at_model(
     model,  # Folder or hub id
     **hub,  # revision, token, local_files_only
-) -> (
-    dict
-):  # index: model_index.json; nets and configs: part -> network on meta, configuration
+) -> dict:  # index, flow (its class), nets and configs (part -> network on meta, …)
     "What a pipeline is made of; raises a one-line `ValueError` or `OSError` if not whole"
-    from vggflow.worlds.checks import check_model
+    from vggflow.common.names import load_object
+    from vggflow.worlds.checks import check_model, flow_of_class
 
     index = check_model(model, **hub)
     nets, configs = {}, {}
@@ -114,7 +113,8 @@ def look_at_model(
             raise OSError(
                 f"{model} has no {part}: give the whole pipeline in the format of diffusers"
             )
-    return dict(index=index, nets=nets, configs=configs)
+    flow = load_object(flow_of_class(index["_class_name"]), "flow")
+    return dict(index=index, nets=nets, configs=configs, flow=flow)
 
 # %% ../../nbs/7_commands/parts.ipynb #57e5c2ce
 def check_adapter_shapes(

@@ -96,7 +96,8 @@ def _drawing_record(flow, prompts, times, seed, base) -> dict:
     "What draws a folder of images"
     about = getattr(flow, "describe", dict)()
     if base:  # an adapter does not matter
-        kept = ("model", "guidance_scale")
+        kept = ("model", "guidance_scale", "negative_prompt", "true_cfg_scale")
+        kept += ("latent_size", "max_sequence_length", "t5")
         about = {key: value for key, value in about.items() if key in kept}
     adapter = {} if base else flow.trainable_state()
     return dict(

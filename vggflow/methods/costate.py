@@ -92,14 +92,15 @@ class VGGFlowPMP(CostateMethod):
 @contextmanager
 def unguided(flow: FlowModel):
     "The conditional velocity alone for the length of a block, where a flow has guidance"
-    scale = getattr(flow, "guidance_scale", None)
-    if scale is not None:
-        flow.guidance_scale = 1.0
+    name = getattr(flow, "guided_by", "guidance_scale")
+    weight = getattr(flow, name, None)
+    if weight is not None:
+        setattr(flow, name, 1.0)
     try:
         yield
     finally:
-        if scale is not None:
-            flow.guidance_scale = scale
+        if weight is not None:
+            setattr(flow, name, weight)
 
 
 class AdjointMatching(CostateMethod):

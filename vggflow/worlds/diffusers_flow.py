@@ -17,21 +17,24 @@ import torch
 from torch import Tensor
 
 from ..common.hub import hub_file
-from ..theory.flow import FlowModel
+from ..theory.flow import FlowModel, time_grid
 from vggflow.worlds.checks import (
+    Size,
     as_dtype,
+    as_sides,
     check_device,
     check_memory,
     check_model,
     check_placed,
     check_sizes,
     check_tokens,
+    flow_of_class,
     quietly,
 )
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #b75c796c
 from .activation import quicken
-from .corrections import AdapterCorrection
+from .corrections import AdapterCorrection, TransformerCorrection
 from .decoding import ImageDecoding, check_tiny_decoder, tiny_decoder
 from .encodings import PromptMemory
 from .folding import FoldedAdapter
@@ -42,16 +45,24 @@ from vggflow.worlds.lora import (
     check_targets,
 )
 from .recompute import RecomputedBlocks, attention_kernel, differentiating
+from .scheduler import scheduler_times
 from .world import flow_recipe, parameters
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #d254b5aa
 class GuidedVelocity:
     "Finetuned and base velocity with classifier-free guidance (a part of a flow)"
 
+    guided_by = "guidance_scale"  # The attribute that is w in u + w (c − u)
+
+    @property
+    def weight(self) -> float:
+        "w of u + w (c − u)"
+        return getattr(self, self.guided_by)
+
     @property
     def guides(self) -> bool:
         "Whether there is guidance: above 1, as in diffusers' pipelines"
-        return self.guidance_scale > 1
+        return self.weight > 1
 
     def call_transformer(self, net, x, t, *encodings) -> Tensor:
         "Velocity by one call of the pipeline's transformer, shape of `x`"
@@ -81,11 +92,10 @@ class GuidedVelocity:
                 f"{len(prompts)} prompts for a batch of {len(x)}: "
                 "give one prompt for each sample"
             )
-        w = self.guidance_scale
         if not self.guides:
             return self.model_velocity(x, t, prompts)
         c, u = self._both_branches(x, t, prompts, detach)
-        return u + w * (c - u)
+        return u + self.weight * (c - u)
 
     def _both_branches(self, x, t, prompts, detach):
         "Velocity of the prompts and of the negative one"
@@ -115,7 +125,7 @@ class KnownVelocity:
         if self._own_velocity() or not self.guides or self._drops:
             return self.velocity(x, t, cond)
         c = self.model_velocity(x, t, [""] * len(x) if cond is None else list(cond))
-        return v + self.guidance_scale * (c - c.detach())
+        return v + self.weight * (c - c.detach())
 
     def is_base(self) -> bool:
         "Whether the adapter adds nothing: its second factors are zero"
@@ -133,7 +143,9 @@ class DescribedFlow:
     def describe(self) -> dict:
         "Model, adapter and guidance, and of the other settings those that are unusual"
         adapter = self.transformer.peft_config["default"]
-        own = {key: value for key, (value, usual) in self._more().items() if value != usual}
+        own = {
+            key: value for key, (value, usual) in self.settings().items() if value != usual
+        }
         return dict(
             model=Path(str(self.pipe.name_or_path or "unnamed")).name,
             lora_rank=adapter.r,
@@ -143,8 +155,8 @@ class DescribedFlow:
             **own,
         )
 
-    def _more(self) -> dict:
-        "Settings beside their usual values"
+    def settings(self) -> dict:  # name -> (value, usual value)
+        "Settings beside those of adapter and guidance"
         config = self.transformer.config
         dtype = str(next(self.transformer.parameters()).dtype).split(".")[-1]
         return dict(
@@ -152,7 +164,7 @@ class DescribedFlow:
             correction=(self.correction_kind, "transformer"),
             correction_layers=(self.correction_layers, 2),
             detach_base=(self.detach_base, False),
-            latent_size=(self.latent_size, config.sample_size),
+            latent_size=(self.latent_size, self.latent_grid(config)[2]),
             revision=(self.revision, None),
             max_sequence_length=(self.max_sequence_length, 256),
             negative_prompt=(self.negative_prompt, ""),
@@ -196,7 +208,9 @@ class PipelineParts:
     def recipe(self) -> dict:
         "Arguments of `load_flow` that make this flow again; empty where nobody knows"
         known = dict(self.__dict__.get("_recipe", {}))
-        if known and self.guidance_scale != known.get("guidance_scale", 1.0):
+        if known and self.guidance_scale != known.get(
+            "guidance_scale", self.usual_guidance
+        ):
             known["guidance_scale"] = self.guidance_scale
         return known
 
@@ -217,7 +231,7 @@ class PipelineParts:
         self.transformer, self.vae, self.taesd = pipe.transformer, pipe.vae, None
         quicken(self.transformer).requires_grad_(False).eval()
         self.vae.requires_grad_(False).eval()
-        self._has_t5 = getattr(pipe, "text_encoder_3", None) is not None
+        self._has_t5 = getattr(pipe, self.encoder_names[-1], None) is not None
         self._cache, self._stacked, self._disk, self._which = {}, {}, None, "default"
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #a6345676
@@ -241,7 +255,7 @@ class CheckedOptions:
     @classmethod
     def split_options(cls, options: dict) -> tuple:
         "Options of the flow, and those of the pipeline's loader; refuses others"
-        own = parameters(cls.__init__) | parameters(cls.configure)
+        own = cls.own_options()
         load = parameters(cls.pipeline_class.__init__) | cls.loader_options
         for name in options:
             if name not in own | load:
@@ -251,6 +265,14 @@ class CheckedOptions:
                 )
         mine = {name: value for name, value in options.items() if name in own}
         return mine, {k: v for k, v in options.items() if k not in own}
+
+    @classmethod
+    def own_options(cls) -> set:
+        "Names that `__init__`, of any of its classes, and `configure` take"
+        flows = [base for base in cls.__mro__ if issubclass(base, CheckedOptions)]
+        return set().union(
+            *(parameters(c.__init__) for c in flows), parameters(cls.configure)
+        )
 
     @classmethod
     def check_options(cls, path, options: dict, revision=None, **hub):
@@ -267,11 +289,17 @@ class CheckedOptions:
         kind = options.get("correction", "transformer")
         scale = 2 ** (len(decoder["block_out_channels"]) - 1)
         layers = options.get("correction_layers", 2)
-        check_sizes(config, scale, options.get("image_size"), kind, layers)
+        side, most, _ = cls.latent_grid(config)
+        check_sizes(side * scale, most, options.get("image_size"), kind, layers)
         if options.get("taesd") is not None:
-            check_tiny_decoder(options["taesd"], config["in_channels"])
+            check_tiny_decoder(options["taesd"], decoder["latent_channels"])
         if options.get("lora_targets"):
             check_targets(cls._without_weights(config), options["lora_targets"])
+
+    @classmethod
+    def latent_grid(cls, config: dict) -> tuple:
+        "Latents of a token's side, most tokens of a side or None, latents of an own side"
+        raise NotImplementedError(f"{cls.__name__} has no latent_grid")
 
     @classmethod
     def _without_weights(cls, config):
@@ -291,7 +319,7 @@ class PretrainedPipeline(CheckedOptions):
         lora_rank: int = 8,  # As in `SD3Flow`
         lora_alpha: float = None,  # As in `SD3Flow`
         lora_targets: list = None,  # As in `SD3Flow`
-        guidance_scale: float = 1.0,  # As in `SD3Flow`
+        guidance_scale: float = None,  # As in `SD3Flow`
         dtype=None,  # Of the frozen weights, default float32; the adapter is float32 always
         device=None,  # Of transformer and decoder, default the CPU
         revision=None,  # Commit or branch on the hub
@@ -302,7 +330,8 @@ class PretrainedPipeline(CheckedOptions):
     ):
         "Load a pipeline and adapt it; what is wrong with it is said beforehand"
         own, load = cls.split_options(kwargs)
-        dtype = as_dtype(dtype)
+        dtype, told = as_dtype(dtype), guidance_scale
+        guidance_scale = cls.usual_guidance if told is None else told
         adapter = dict(lora_rank=lora_rank, lora_alpha=lora_alpha)
         adapter |= dict(lora_targets=lora_targets, guidance_scale=guidance_scale)
         hub = dict(token=token, local_files_only=local_files_only)
@@ -315,6 +344,7 @@ class PretrainedPipeline(CheckedOptions):
         flow = cls(pipe, **adapter, revision=revision, **own).to(device or "cpu")
         if not isinstance(path, cls.pipeline_class):
             known = dict(adapter, dtype=dtype, revision=revision, variant=variant)
+            known["guidance_scale"] = None if told == cls.usual_guidance else told
             flow.recipe = flow_recipe(path, _unusual(known) | kwargs)
         return flow
 
@@ -323,6 +353,7 @@ class PretrainedPipeline(CheckedOptions):
         "Refuse a pipeline, a device or options by the configurations alone"
         hub = dict(hub, cache_dir=load.get("cache_dir"))
         index = check_model(path, revision, **hub)
+        cls.check_class(path, index)
         check_device(device)
         config = hub_file(path, "transformer/config.json", revision, **hub)
         check_memory(
@@ -333,6 +364,16 @@ class PretrainedPipeline(CheckedOptions):
         for part, kind in index.items():
             if isinstance(kind, list) and kind[0] is None:
                 load.setdefault(part, None)  # e.g. a pipeline saved without T5
+
+    @classmethod
+    def check_class(cls, path, index: dict):
+        "Refuse a pipeline of another flow"
+        kind = index["_class_name"]
+        if not flow_of_class(kind).endswith(f":{cls.__name__}"):
+            raise ValueError(
+                f"{path} holds a {kind}, which is no {cls.__name__}: "
+                "open it by vggflow.load_flow"
+            )
 
     @classmethod
     def _load_pipeline(cls, path, dtype, load, hub):
@@ -358,7 +399,10 @@ def _unusual(settings: dict) -> dict:
 class CorrectionMaking:
     "Networks for the value gradient's correction (a part of a flow)"
 
-    correction_class = None  # The small network, made from (flow, layers, heads)
+    @classmethod
+    def small_transformer(cls, config, layers: int, heads: int) -> torch.nn.Module:
+        "A transformer of the flow's kind that reads three times the latents' channels"
+        raise NotImplementedError(f"{cls.__name__} has no small_transformer")
 
     def make_correction(
         self,
@@ -371,7 +415,7 @@ class CorrectionMaking:
             net = AdapterCorrection(self)
         else:
             layers = layers or self.correction_layers
-            net = self.correction_class(self, layers, heads)
+            net = TransformerCorrection(self, layers, heads)
         return net.to(self.device)
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #6d890797
@@ -394,23 +438,61 @@ class FlowParts(
 
     def _set_sizes(self, image_size, correction, layers):
         "Sizes, checked without running anything"
-        config, scale = self.transformer.config, self.pipe.vae_scale_factor
-        check_sizes(config, scale, image_size, correction, layers)
-        own = config.sample_size
-        self.latent_size = own if image_size is None else image_size // scale
+        scale = self.pipe.vae_scale_factor
+        side, most, own = self.latent_grid(self.transformer.config)
+        check_sizes(side * scale, most, image_size, correction, layers)
+        sides = (own, own)
+        if image_size is not None:
+            sides = tuple(side // scale for side in as_sides(image_size))
+        self.latent_shape = (self.latent_channels, *sides)
         self.correction_kind, self.correction_layers = correction, layers
+
+    @property
+    def latent_channels(self) -> int:
+        "Of a latent"
+        return self.vae.config.latent_channels
+
+    even_sigmas = False  # Whether the pipeline hands evenly spaced sigmas to its scheduler
+
+    def times(
+        self,
+        steps: int,  # Euler steps
+        shift: float = None,  # Of `time_grid`, instead of the scheduler's own sigmas
+    ) -> Tensor:  # Increasing times from 0 to 1, shape (steps+1,)
+        "The time grid of the pipeline's scheduler; `ValueError` where it has none"
+        if shift is not None:
+            return time_grid(steps, shift)
+        t = scheduler_times(self.pipe.scheduler, steps, self.image_tokens, self.even_sigmas)
+        return t.float() if self.device.type == "mps" else t
+
+    @property
+    def image_tokens(self) -> int:
+        "Of an image"
+        side, _, _ = self.latent_grid(self.transformer.config)
+        _, height, width = self.latent_shape
+        return (height // side) * (width // side)
+
+    @property
+    def latent_size(self):
+        "Side of the latents; [height, width] where they are not square"
+        _, height, width = self.latent_shape
+        return height if height == width else [height, width]
 
     def prior(self, n, cond=None, generator=None) -> Tensor:
         "Noise of the size of the latents, float32; the same on every device"
-        shape = self.transformer.config.in_channels, self.latent_size, self.latent_size
         where = generator.device if generator is not None else "cpu"
-        return torch.randn(n, *shape, generator=generator, device=where).to(self.device)
+        return torch.randn(n, *self.latent_shape, generator=generator, device=where).to(
+            self.device
+        )
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #b8fef5bf
 class DiffusersFlow(FlowParts):
     "A pipeline with a LoRA adapter; the base is the same network with the adapter off"
 
     usual_lr = 5e-4  # the paper's
+    usual_guidance = 1.0  # In training, where nothing is said
+    draw_guidance = 5.0  # Where images are drawn without a run
+    tag = "diffusers"  # On a model card
 
     def __init__(
         self,
@@ -425,7 +507,7 @@ class DiffusersFlow(FlowParts):
         detach_base: bool = False,  # Leave u out of the base's derivatives too
         correction: str = "transformer",  # ν_φ: 'transformer' (its own) or 'adapter'
         correction_layers: int = 2,  # Blocks of the small transformer
-        image_size: int = None,  # Side of the images in pixels; default the model's
+        image_size: Size = None,  # Side in pixels, or height x width; default the model's
         max_sequence_length: int = 256,  # Tokens of T5
         text_batch: int = 64,  # Prompts encoded at once; 1: independent of the company
         embeddings=None,  # Folder that keeps the encodings of prompts
@@ -456,7 +538,7 @@ class DiffusersFlow(FlowParts):
     ):
         "Set what trades time, memory and precision; all off by default"
         if taesd is not None:
-            tiny = tiny_decoder(taesd, self.transformer.config.in_channels)
+            tiny = tiny_decoder(taesd, self.latent_channels)
             self.taesd = tiny.to(self.device, self.vae.dtype)
         self._save_decoder_memory(vae_tiling, vae_slicing, decode_checkpointing)
         self.gradient_checkpointing(gradient_checkpointing)

@@ -54,6 +54,10 @@ class World:
         built = self.make(reward or self.default_reward, prompts, **options)
         return built._replace(prompts=list(prompts)) if prompts else built
 
+    def drawing_guidance(self, model="") -> float:
+        "Guidance of images that are drawn without a run"
+        return self.draw_guidance
+
     def make(self, reward: str, prompts, **options) -> Built:
         "As `build`, with the names resolved; what a world of one's own must have"
         raise NotImplementedError(f"the world {type(self).__name__} has no make")
