@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 from short_runs import EVERY_METHOD, gaussian_run, outcome, smooth, wave
+from tiny_flux import make_tiny_flux
 from tiny_sd3 import make_tiny_sd3
+from tiny_z_image import make_tiny_z_image
 from torch.distributed.tensor import DTensor
 
 from vggflow import cli, train
@@ -49,6 +51,9 @@ FIVE = dict(
     draft=lambda: DRaFT(k=2),
     refl=ReFL,
 )
+OTHER_PIPELINES = dict(
+    flux=("FluxPipeline", make_tiny_flux), z_image=("ZImagePipeline", make_tiny_z_image)
+)
 EACH = dict(
     FIVE,
     end=EndGradient,
@@ -64,10 +69,12 @@ def pale(images, prompts=None):
 
 
 def tiny_flow(pipeline, **options):
-    from vggflow.worlds.sd3 import SD3Flow
+    from vggflow.common.names import load_object
+    from vggflow.worlds.checks import flow_of_class
 
     torch.manual_seed(0)
-    return SD3Flow(copy.deepcopy(pipeline), **{"lora_rank": 2, **options})
+    flow = load_object(flow_of_class(type(pipeline).__name__), "flow")
+    return flow(copy.deepcopy(pipeline), **{"lora_rank": 2, **options})
 
 
 def tiny_run(method, pipeline, out=None, options=None, guidance_scale=1.0, **settings):
@@ -90,6 +97,15 @@ def loaded(folder, t5=False):
     without = {} if t5 else dict(text_encoder_3=None, tokenizer_3=None)
     place = folder / ("whole" if t5 else "tiny")
     pipeline = StableDiffusion3Pipeline.from_pretrained(place, **without)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def other_pipeline(folder, kind):
+    "A tiny pipeline of another kind, read from disk"
+    import diffusers
+
+    pipeline = getattr(diffusers, OTHER_PIPELINES[kind][0]).from_pretrained(folder / kind)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -132,6 +148,11 @@ def same_on_both(folder) -> dict:
         for name, make in methods.items():
             run = tiny_run(make(), pipelines[kind], guidance_scale=scale)
             found[f"{kind} {name} {scale}"] = run
+    for kind in OTHER_PIPELINES:
+        pipeline = other_pipeline(folder, kind)
+        for name in ("vgg", "am"):
+            options = dict(image_size=16, max_sequence_length=16)
+            found[f"{kind} {name}"] = tiny_run(FIVE[name](), pipeline, options=options)
     for name, options in OPTIONS.items():
         method = VGGFlow(clip=0.7)
         run = tiny_run(method, pipelines["tiny"], options=options, guidance_scale=3.0)
@@ -379,6 +400,8 @@ def main(folder) -> int:
     torch.set_num_threads(1)
     make_tiny_sd3(folder / "tiny", t5=False)
     make_tiny_sd3(folder / "whole")
+    for kind, (_, make) in OTHER_PIPELINES.items():
+        make(folder / kind)
     # the store stands here, so that no one else can take the port
     store = torch.distributed.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False

@@ -26,6 +26,7 @@ CARD = dict(
     progress=False,
 )
 CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
+PIPELINES = ("tiny", "whole", *two_processes.OTHER_PIPELINES)
 IN_DOUBLE = 1e-12  # of the size of the numbers: sums in another order
 IN_SINGLE = 5e-5
 
@@ -55,14 +56,15 @@ def same(a, b) -> bool:
 
 def test_two_processes_do_what_one_does(found):
     """Every method on the Gaussian and on a tiny Stable Diffusion 3 with guidance, five on
-    one with T5 and without guidance; quantiles and units are those of all samples"""
+    one with T5 and without guidance, two on FLUX and on Z-Image; quantiles and units are
+    those of all samples"""
     _, one, first, second = found
     assert one["number"] == 1 and first["number"] == second["number"] == 2
     assert set(METHODS.values()) <= {type(make()) for make in EVERY_METHOD.values()}
     off = {name: distance(run, first["both"][name]) for name, run in one["both"].items()}
-    assert len(off) == len(EVERY_METHOD) + 1 + len(METHODS) + 5 + 3
+    assert len(off) == len(EVERY_METHOD) + 1 + len(METHODS) + 5 + 4 + 3
     assert max(off.values()) < IN_SINGLE, off
-    double = [v for k, v in off.items() if k.split()[0] not in ("tiny", "whole")]
+    double = [v for k, v in off.items() if k.split()[0] not in PIPELINES]
     assert max(double) < IN_DOUBLE, off
     assert all(same(first["both"][name], second["both"][name]) for name in off)
     evals = second["both"]["ema"]["evals"]

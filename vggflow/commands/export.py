@@ -59,11 +59,13 @@ def correction_settings(
     "What kind of correction a state dict belongs to"
     if any(k.startswith("lora.") for k in state):
         return dict(kind="adapter")
-    blocks = [k for k in state if k.startswith("net.transformer_blocks.")]
-    layers = 1 + max(int(k.split(".")[2]) for k in blocks)
-    width = state["net.proj_out.weight"].shape[1]
-    heads = width // flow.transformer.config.attention_head_dim
-    return dict(kind="transformer", layers=layers, heads=heads)
+    query = re.compile(
+        r"net\.(transformer_blocks|layers)\.\d+\.(attn|attention)\.to_q\.weight"
+    )
+    blocks = [weight for name, weight in state.items() if query.fullmatch(name)]
+    whole = flow.network(flow.transformer.config)
+    heads = len(blocks[0]) // (whole.width // whole.heads)
+    return dict(kind="transformer", layers=len(blocks), heads=heads)
 
 # %% ../../nbs/7_commands/export.ipynb #ff2a0b40
 def save_correction(

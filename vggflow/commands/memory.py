@@ -67,7 +67,7 @@ def correction_size(
     layers: int,  # Blocks of the correction
 ) -> int:
     "Weights of the small transformer that is the correction"
-    heads = max(1, config["num_attention_heads"] // 2)
+    heads = max(1, flow.network(config).heads // 2)
     with torch.device("meta"):
         return count_weights(flow.small_transformer(config, layers, heads))
 
@@ -114,8 +114,8 @@ def count_activations(
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     side = plan.resolution / scale / seen["flow"].latent_grid(transformer)[0]
     tokens = side**2 + plan.text_tokens
-    width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-    layers = transformer["num_layers"] + transformer.get("num_single_layers", 0)
+    network = seen["flow"].network(transformer)
+    width, layers = network.width, network.blocks
     graphs = plan.graphs or plan.branches
     kept = 17 * graphs * layers
     if plan.gradient_checkpointing:
@@ -144,8 +144,8 @@ def memory_estimate(
     if plan.correction:
         nu = correction_size(seen["flow"], config, plan.correction_layers)
     network = isinstance(reward, torch.nn.Module)
-    of_prompt = plan.text_tokens * config["joint_attention_dim"]
-    of_prompt += config["pooled_projection_dim"]
+    context, second = seen["flow"].encoding_widths(config, plan.max_sequence_length)
+    of_prompt = plan.text_tokens * context + second
     states = vae["latent_channels"] * side**2 * (2 * plan.steps + 1)
     return dict(
         transformer=size * count_weights(nets["transformer"]),

@@ -95,7 +95,7 @@ def unguided(flow: FlowModel):
     name = getattr(flow, "guided_by", "guidance_scale")
     weight = getattr(flow, name, None)
     if weight is not None:
-        setattr(flow, name, 1.0)
+        setattr(flow, name, getattr(flow, "no_guidance", 1.0))
     try:
         yield
     finally:

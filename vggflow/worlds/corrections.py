@@ -27,11 +27,11 @@ class TransformerCorrection(nn.Module):
         heads: int = None,  # Attention heads, default half of the flow's
     ):
         super().__init__()
-        heads = heads or max(1, flow.transformer.config.num_attention_heads // 2)
+        config = flow.transformer.config
+        heads = heads or max(1, flow.network(config).heads // 2)
         with quietly():
-            net = flow.small_transformer(flow.transformer.config, layers, heads)
-        self.net = quicken(net)
-        for weight in self.net.proj_out.parameters():
+            self.net = quicken(flow.small_transformer(config, layers, heads))
+        for weight in flow.last_layer(self.net).parameters():
             nn.init.zeros_(weight)
         self.settings = dict(kind="transformer", layers=layers, heads=heads)
         self.__dict__["flow"] = flow  # the flow's weights are not ours
@@ -42,7 +42,8 @@ class TransformerCorrection(nn.Module):
         encodings = [encoding.float() for encoding in self.flow.encode(prompts)]
         inputs = torch.cat([x, *hints], 1).float()
         with attention_kernel():
-            return -self.flow.call_transformer(self.net, inputs, t, *encodings)
+            out = self.flow.call_transformer(self.net, inputs, t, *encodings)
+        return -out[:, : x.shape[1]]
 
 # %% ../../nbs/5_worlds/corrections.ipynb #72a25eea
 def _second_adapter(flow) -> dict:
@@ -74,7 +75,8 @@ class AdapterCorrection(nn.Module):
         net, channels = flow.transformer, flow.latent_channels
         self.lora = nn.ParameterDict(_second_adapter(flow))
         self.inlet = nn.Conv2d(2 * channels, channels, 1)
-        self.head = nn.Linear(net.inner_dim, net.proj_out.out_features)
+        last = flow.last_layer(net)
+        self.head = nn.Linear(last.in_features, last.out_features)
         for weight in [*self.inlet.parameters(), *self.head.parameters()]:
             nn.init.zeros_(weight)
         self.settings = dict(kind="adapter")
@@ -84,7 +86,7 @@ class AdapterCorrection(nn.Module):
         "ν, float32, shape of `x`; `hints` are x̂_1 − x and the reward gradient in its unit"
         hinted = x.float() + self.inlet(torch.cat(hints, 1).float())
         prompts = [""] * len(x) if cond is None else list(cond)
-        last = self.flow.transformer.proj_out
+        last = self.flow.last_layer(self.flow.transformer)
         hook = last.register_forward_hook(lambda m, args, out: self.head(args[0].float()))
         try:
             with self.flow.adapter("correction"):

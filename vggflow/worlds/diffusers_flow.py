@@ -19,6 +19,7 @@ from torch import Tensor
 from ..common.hub import hub_file
 from ..theory.flow import FlowModel, time_grid
 from vggflow.worlds.checks import (
+    NetworkShape,
     Size,
     as_dtype,
     as_sides,
@@ -302,6 +303,11 @@ class CheckedOptions:
         raise NotImplementedError(f"{cls.__name__} has no latent_grid")
 
     @classmethod
+    def network(cls, config: dict) -> NetworkShape:
+        "What a configuration says of the transformer"
+        raise NotImplementedError(f"{cls.__name__} has no network")
+
+    @classmethod
     def _without_weights(cls, config):
         "A transformer of a configuration, on the device that holds no numbers"
         nothing = torch.device("meta")
@@ -356,9 +362,8 @@ class PretrainedPipeline(CheckedOptions):
         cls.check_class(path, index)
         check_device(device)
         config = hub_file(path, "transformer/config.json", revision, **hub)
-        check_memory(
-            json.loads(config.read_text()), dtype or torch.float32, _memory(device)
-        )
+        weights = cls.network(json.loads(config.read_text())).weights
+        check_memory(weights, dtype or torch.float32, _memory(device))
         if not {"transformer", "vae"} & {*load}:
             cls.check_options(path, own, revision, **hub)
         for part, kind in index.items():
@@ -403,6 +408,11 @@ class CorrectionMaking:
     def small_transformer(cls, config, layers: int, heads: int) -> torch.nn.Module:
         "A transformer of the flow's kind that reads three times the latents' channels"
         raise NotImplementedError(f"{cls.__name__} has no small_transformer")
+
+    @staticmethod
+    def last_layer(net) -> torch.nn.Linear:
+        "The layer of a transformer after which only places change"
+        return net.proj_out
 
     def make_correction(
         self,
@@ -491,6 +501,7 @@ class DiffusersFlow(FlowParts):
 
     usual_lr = 5e-4  # the paper's
     usual_guidance = 1.0  # In training, where nothing is said
+    no_guidance = 1.0  # The value that means none
     draw_guidance = 5.0  # Where images are drawn without a run
     tag = "diffusers"  # On a model card
 

@@ -70,6 +70,11 @@ class TextEncoders:
 
     encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
+    @classmethod
+    def encoding_widths(cls, config: dict, tokens: int) -> tuple:
+        "Numbers of a token of the context, and of the second encoding of a prompt"
+        return config["joint_attention_dim"], config["pooled_projection_dim"]
+
     def own_prompts(self) -> list:
         "Those that a flow needs by itself: the empty and the negative one"
         return ["", self.negative_prompt]
@@ -196,7 +201,7 @@ class PromptMemory(PromptEncoding):
         wanted = self.embeddings and self._disk is None
         if wanted and self.pipe.text_encoder is not None:
             config = self.transformer.config
-            widths = config.joint_attention_dim, config.pooled_projection_dim
+            widths = self.encoding_widths(config, self.max_sequence_length)
             self._disk = PromptCache(self.embeddings, self.text_identity(), widths)
         return self._disk
 

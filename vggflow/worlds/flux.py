@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import quietly
+from .checks import NetworkShape, quietly
 from .diffusers_flow import DiffusersFlow
 
 with quietly():
@@ -81,6 +81,14 @@ class FluxFlow(DiffusersFlow):
     def latent_grid(cls, config: dict) -> tuple:
         "Latents of a token's side, no largest side, latents of an own side"
         return 2, None, 128
+
+    @classmethod
+    def network(cls, config: dict) -> NetworkShape:
+        "Blocks as those of Stable Diffusion 3, then single ones of 15 D² weights"
+        heads, single = config["num_attention_heads"], config["num_single_layers"]
+        width = heads * config["attention_head_dim"]
+        weights = (36 * config["num_layers"] + 15 * single) * width**2
+        return NetworkShape(width, heads, config["num_layers"] + single, weights)
 
     @classmethod
     def small_transformer(cls, config, layers: int, heads: int) -> FluxTransformer2DModel:

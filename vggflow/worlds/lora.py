@@ -61,6 +61,7 @@ def check_adapter(rank, dropout):
 class SwitchedAdapter:
     "A LoRA adapter on `self.transformer` that can be switched (a part of a flow)"
 
+    usual_targets = tuple(LORA_TARGETS)
     second_attention = "dual_attention_layers"  # a configuration that has one says so
 
     def _add_adapter(self, rank, alpha, targets, dropout):
@@ -68,7 +69,7 @@ class SwitchedAdapter:
         check_adapter(rank, dropout)
         dual = self.transformer.config.get(self.second_attention)
         second = SECOND_TARGETS if dual else []
-        targets = targets or LORA_TARGETS + second
+        targets = targets or [*self.usual_targets, *second]
         check_targets(self.transformer, targets)
         self._lora_config = dict(r=rank, lora_alpha=alpha or rank, target_modules=targets)
         self.transformer.add_adapter(LoraConfig(**self._lora_config, lora_dropout=dropout))
@@ -123,7 +124,7 @@ def lora_settings(
 ) -> dict:  # lora_rank, lora_alpha, lora_targets: for `SD3Flow`
     "Settings of a flow that holds an adapter; the adapter's own scale is in its weights"
     adapter = read_adapter(folder)
-    ends = {re.sub(r"^.*?(attn|ff)", r"\1", name) for name in adapter.factors}
+    ends = {re.sub(r"^.*?(attn|attention|ff)", r"\1", name) for name in adapter.factors}
     rank = adapter.rank
     return dict(lora_rank=rank, lora_alpha=rank, lora_targets=sorted(ends))
 
