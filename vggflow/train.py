@@ -9,7 +9,7 @@ __all__ = ['train_card', 'main']
 import sys
 
 from .cli import Verb, run_verb
-from .commands.run import note_command, print_end, read_parameters, run
+from .commands.run import print_end, read_parameters, run
 from .worlds.world import get_world
 
 # %% ../nbs/7_commands/train.ipynb #ebbb67da
@@ -25,8 +25,7 @@ def train_card(
     settings.setdefault("progress", True if sys.stderr.isatty() else "plain")
     world = get_world(settings.get("world") or "", settings.get("model") or "")
     settings["world"] = settings.get("world") or world.name
-    note_command(settings)
-    print_end(run(**settings))
+    print_end(run(**settings, command=settings))
 
 
 def main(

@@ -110,7 +110,18 @@ def test_help_needs_no_torch_and_knows_every_setting():
 
     settings = cli.VERBS["finetune"].settings
     names = {*inspect.signature(run).parameters, *LOOP, *LOOKS, *get_world("sd3").options()}
-    own = {"more", "built", "token", "path", "pipe", "options", "self", "cls", "kwargs"}
+    own = {
+        "more",
+        "built",
+        "command",
+        "token",
+        "path",
+        "pipe",
+        "options",
+        "self",
+        "cls",
+        "kwargs",
+    }
     assert not names - own - {*settings}
     code = (
         "import sys; from vggflow.cli import main; main(['finetune', '--help']); "

@@ -28,6 +28,7 @@ from vggflow.commands.installation import (
 from vggflow.commands.memory import MemoryPlan, in_words, memory_estimate
 from vggflow.commands.parts import (
     adapter_size,
+    adapter_targets,
     check_adapter_shapes,
     count_weights,
     look_at_model,
@@ -69,7 +70,7 @@ def test_counts_are_those_of_the_loaded_model(models, name, encoders):
     seen = look_at_model(models[name])
     assert f"{encoders} text encoders" in describe_model(seen).found
     flow = SD3Flow.from_pretrained(models[name], lora_rank=3)
-    adapter = adapter_size(seen["nets"]["transformer"], 3)
+    adapter = adapter_size(seen["nets"]["transformer"], 3, adapter_targets(seen["flow"]))
     assert adapter == sum(p.numel() for p in flow.trainable_parameters())
     own = {}
     for part in seen["nets"]:

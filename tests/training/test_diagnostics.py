@@ -141,7 +141,7 @@ def test_recorded_runs_are_judged_right():
     """The emoji world's 400 updates: every ReFL and DRaFT is stopped by update 200, no
     other method ever"""
     runs = {}
-    texts = ("run", "method", "eta")
+    texts = ("run", "method", "eta", "noise_sd")
     path = project_root() / "data/results/aesthetic-paper.csv"
     for row in csv.DictReader(open(path)):
         numbers = {k: float(v) for k, v in row.items() if k not in texts and v}

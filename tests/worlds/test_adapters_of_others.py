@@ -274,3 +274,72 @@ def test_files_that_are_none(tmp_path):
         with pytest.raises(ValueError, match="no adapter can be read") as caught:
             read_adapter(place)
         assert "\n" not in str(caught.value)
+
+
+def plain_factors(model, **made):
+    "Weights of an adapter as diffusers writes them, by name"
+    own = stock_adapter(model, **made).transformer
+    return {
+        f"transformer.{name}": weight.detach().clone().contiguous()
+        for name, weight in get_peft_model_state_dict(own).items()
+    }
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e38])
+def test_a_scale_that_is_not_finite_is_refused(tiny, tmp_path, alpha):
+    weights = plain_factors(tiny["t5"])
+    name = next(name for name in weights if ".lora_B." in name)
+    layer = name.partition(".lora_B.")[0]
+    weights[f"{layer}.alpha"] = torch.tensor(alpha)
+    weights[name] = weights[name] * 1e3
+    save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="not finite at"):
+        reload(tiny["t5"]).load_lora(tmp_path)
+
+
+def test_the_configuration_of_peft_counts_whatever_the_weights_are_called(tiny, tmp_path):
+    own = stock_adapter(tiny["t5"], r=4, lora_alpha=8).transformer
+    weights = get_peft_model_state_dict(own)
+    weights = {f"base_model.model.{k}": v.contiguous() for k, v in weights.items()}
+    config = own.peft_config["default"].to_dict()
+    config = {k: list(v) if isinstance(v, set) else v for k, v in config.items()}
+    for name in ("adapter_model", "mine"):
+        (tmp_path / name).mkdir()
+        save_file(weights, tmp_path / name / f"{name}.safetensors")
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps(config, default=str)
+        )
+    assert close(*(read_by_us(tiny["t5"], tmp_path / n) for n in ("adapter_model", "mine")))
+    (tmp_path / "adapter_model" / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match="adapter_config.json is missing"):
+        reload(tiny["t5"]).load_lora(tmp_path / "adapter_model")
+
+
+def test_a_weight_that_is_given_twice_is_refused(tiny, tmp_path):
+    weights = plain_factors(tiny["t5"])
+    name = next(iter(weights))
+    weights[name.replace("transformer.", "base_model.model.", 1)] = weights[name] + 1
+    save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="gives . of .* twice"):
+        reload(tiny["t5"]).load_lora(tmp_path)
+
+
+def test_numbers_and_other_keys_in_a_pickle_of_weights(tiny, tmp_path):
+    weights = plain_factors(tiny["t5"])
+    layer = next(iter(weights)).partition(".lora_")[0]
+    torch.save({**weights, f"{layer}.alpha": 2.0}, tmp_path / "pytorch_lora_weights.bin")
+    reload(tiny["t5"], lora_rank=8).load_lora(tmp_path)
+    torch.save({1: torch.zeros(2)}, tmp_path / "pytorch_lora_weights.bin")
+    with pytest.raises(ValueError, match="no adapter can be read"):
+        reload(tiny["t5"]).load_lora(tmp_path)
+
+
+def test_the_format_of_comfyui_is_named(tiny, tmp_path):
+    weights = plain_factors(tiny["t5"])
+    renamed = {
+        k.replace("transformer.", "diffusion_model.", 1): v for k, v in weights.items()
+    }
+    save_file(renamed, tmp_path / "pytorch_lora_weights.safetensors")
+    for read in (reload(tiny["t5"]).load_lora, lora_settings):
+        with pytest.raises(ValueError, match="is in the format of ComfyUI"):
+            read(tmp_path)

@@ -7,8 +7,10 @@ from huggingface_hub import errors
 from tiny_flows import reload, stock_pipeline
 from tiny_sd3 import make_tiny_taesd
 
+from vggflow.worlds.checks import quietly
 from vggflow.worlds.lora import lora_settings
 from vggflow.worlds.sd3 import SD3Flow
+from vggflow.worlds.world import load_flow
 
 
 @pytest.mark.parametrize(
@@ -204,3 +206,41 @@ BAD_SIZES = [0, -8, 8.5, "x16", "16x", (16, 7), [16, 16, 16], []]
 def test_an_image_size_that_is_none(tiny, size):
     with pytest.raises(ValueError, match="image_size must be a multiple of 4"):
         reload(tiny["t5"], image_size=size)
+
+
+ODD_SETTINGS = [
+    dict(lora_alpha=0),
+    dict(lora_alpha=float("nan")),
+    dict(lora_alpha=-1),
+    dict(lora_alpha="8"),
+    dict(lora_rank=True),
+    dict(lora_targets=5),
+    dict(lora_targets="("),
+    dict(guidance_scale=float("nan")),
+    dict(guidance_scale="3"),
+    dict(guidance_scale=[5]),
+    dict(negative_prompt=["a cat"]),
+    dict(max_sequence_length="77"),
+    dict(max_sequence_length=77.5),
+]
+
+
+@pytest.mark.parametrize("options", ODD_SETTINGS, ids=str)
+def test_a_setting_of_another_kind_is_refused_when_it_is_given(tiny, options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=name) as caught:
+        reload(tiny["t5"], **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_negative_prompt_is_the_empty_one(tiny):
+    assert reload(tiny["t5"], negative_prompt=None).negative_prompt == ""
+
+
+@pytest.mark.parametrize("words", ["blurry", "x" * 400])
+def test_a_text_is_no_path_whatever_lies_beside(tiny, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / words[:100]).mkdir()
+    with quietly():
+        flow = load_flow(str(tiny["t5"]), negative_prompt=words)
+    assert flow.recipe["negative_prompt"] == words

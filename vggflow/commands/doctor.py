@@ -40,6 +40,7 @@ from vggflow.commands.memory import (
 from .options import Natural
 from vggflow.commands.parts import (
     adapter_size,
+    adapter_targets,
     check_adapter_shapes,
     count_weights,
     look_at_model,
@@ -183,7 +184,7 @@ class Visit(PartsVisit):
 # %% ../../nbs/7_commands/doctor.ipynb #ee197f32
 def describe_model(seen: dict) -> Check:
     "The model in one line"
-    coders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    coders = seen["flow"].encoder_names
     have = [k for k in coders if k in seen["nets"]]
     n = count_weights(seen["nets"]["transformer"])
     size = f"{n / 1e9:.2f} billion" if n > 1e8 else f"{n / 1e6:.2f} million"
@@ -196,7 +197,7 @@ def describe_model(seen: dict) -> Check:
         )
         return Check("model", "failed", found, remedy)
     without = " (no T5: prompts are seen by the two CLIPs)"
-    return Check("model", "ok", found + ("" if "text_encoder_3" in have else without))
+    return Check("model", "ok", found + ("" if coders[-1] in have else without))
 
 
 def load_any_reward(reward: str, device: str = ""):
@@ -323,7 +324,8 @@ def room_needed(plan: MemoryPlan = None, seen: dict = None) -> int:
     "Bytes of a run directory: three checkpoints, and the sheets"
     if not plan or not seen:
         return 2**29
-    adapter = adapter_size(seen["nets"]["transformer"], plan.lora_rank, plan.lora_targets)
+    targets = plan.lora_targets or adapter_targets(seen["flow"])
+    adapter = adapter_size(seen["nets"]["transformer"], plan.lora_rank, targets)
     config = seen["configs"]["transformer"]
     nu = 0
     if plan.correction:

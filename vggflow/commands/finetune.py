@@ -12,7 +12,6 @@ import os
 from .options import Natural
 from vggflow.commands.run import (
     method_of,
-    note_command,
     print_end,
     run,
     run_defaults,
@@ -44,9 +43,11 @@ def finetune_model(
 
         settings["prompts"] = load_prompts(prompts, limit)
     settings.update(out=str(out), eval_prompts=eval_prompts)
-    method = settings.get("method") or run_defaults()["method"]
-    method_of(world, method, settings.get("beta") or 0.0, settings.get("options"))
-    note_command(settings)
+    asked = {**run_defaults(), **{k: v for k, v in settings.items() if v is not None}}
+    options = settings.get("options")
+    method = method_of(world, asked["method"], settings.get("beta") or 0.0, options)
+    method.check(asked["steps"], asked["transitions"])
+    settings["command"] = dict(settings)
     with contextlib.nullcontext() if progress else quietly():
         print_end(run(progress=progress, **settings))
     if os.environ.get("RANK", "0") == "0":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .parts import adapter_size, count_weights
+from .parts import adapter_size, adapter_targets, count_weights
 
 # %% ../../nbs/7_commands/memory.ipynb #18b2c925
 @dataclass
@@ -139,7 +139,8 @@ def memory_estimate(
     nets, config = seen["nets"], seen["configs"]["transformer"]
     vae, size = seen["configs"]["vae"], plan.number_size
     side = plan.resolution / 2 ** (len(vae["block_out_channels"]) - 1)
-    adapter = adapter_size(nets["transformer"], plan.lora_rank, plan.lora_targets)
+    targets = plan.lora_targets or adapter_targets(seen["flow"])
+    adapter = adapter_size(nets["transformer"], plan.lora_rank, targets)
     nu = 0
     if plan.correction:
         nu = correction_size(seen["flow"], config, plan.correction_layers)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_NETWORK', 'part_config', 'build_on_meta', 'count_weights', 'check_weights', 'look_at_model',
-           'check_adapter_shapes', 'adapter_size']
+           'check_adapter_shapes', 'adapter_targets', 'adapter_size']
 
 # %% ../../nbs/7_commands/parts.ipynb #74658ee8
 import importlib
@@ -134,11 +134,16 @@ def check_adapter_shapes(
     return f"rank {adapter.rank}, {len(adapter.factors)} layers, fits the transformer"
 
 # %% ../../nbs/7_commands/parts.ipynb #364f59f5
-def adapter_size(transformer, rank: int, targets=None) -> int:
-    "Weights of an adapter: rank · (in + out) for each adapted layer"
-    from vggflow.worlds.lora import LORA_TARGETS, SECOND_TARGETS
+def adapter_targets(flow: type) -> tuple:
+    "Layers that a flow adapts where nothing is said"
+    from vggflow.worlds.lora import SECOND_TARGETS
 
-    names = tuple(targets or [*LORA_TARGETS, *SECOND_TARGETS])
+    return *flow.usual_targets, *SECOND_TARGETS
+
+
+def adapter_size(transformer, rank: int, targets) -> int:
+    "Weights of an adapter: rank · (in + out) for each adapted layer"
+    names = tuple(targets)
     ends = tuple(f".{n}" for n in names)
     adapted = [
         m

@@ -17,12 +17,13 @@ from pathlib import Path
 from .options import Count
 from ..common.names import choose
 from ..common.perceptual import own_perceptual
+from ..common.trial import try_on_flow
 from ..judging.evaluation import Evaluator
 from ..judging.prompts import evenly
 from ..methods.registry import get_method, make_method
 from ..training.config import MAY_CHANGE, FinetuneConfig
 from ..training.diagnostics import stop_names
-from ..training.loop import check_run, finetune
+from ..training.loop import check_run, check_texts, finetune
 from ..training.processes import Processes, launched
 from ..training.record import own_settings, run_record
 from ..training.run_directory import RunDirectory
@@ -50,6 +51,7 @@ def run(
     ),  # hacking, divergence, collapse, non-finite: end the run
     progress: bool = True,  # A progress bar
     built=None,  # Flow, reward and prompts made before
+    command: dict = None,  # What the run directory is to keep of the command line
     **more,  # Other fields of `FinetuneConfig` and `Looks`; options of the world's model
 ):  # History, with .rows, .evals, .flags and .stopped
     "Finetune one model, from names and numbers"
@@ -61,7 +63,8 @@ def run(
         looks.perceptual = looks.perceptual or own_perceptual(place.name)
     own = {**more, **(dict(model=model) if model else {})}
     method = method_of(place, method, beta, options)
-    plan = RunPlan(place, reward, method, config, looks, stop_names(stop_on), out, own)
+    signs = stop_names(stop_on)
+    plan = RunPlan(place, reward, method, config, looks, signs, out, own, command)
     return plan.train(built, resume, progress)
 
 # %% ../../nbs/7_commands/run.ipynb #9608882b
@@ -115,6 +118,7 @@ class Planned:
     stop_on: tuple = ()
     out: str = None
     options: dict = field(default_factory=dict)  # Of the world's model
+    command: dict = None  # To be kept in the folder
     processes: Processes = field(default_factory=lambda: Processes(launched()))
 
     @property
@@ -143,6 +147,7 @@ class Planned:
 
     def claim(self, made, about: dict, resume: bool):
         "The folder is this run's; its command follows what has changed"
+        note_command(self.command or {})
         self.config = own_settings(made.flow, self.config)
         record = run_record(
             made.flow, made.reward, self.method, self.config, made.prompts, about
@@ -164,19 +169,21 @@ class RunPlan(Planned):
             self.options = {**self.world.place(self.processes, self.method), **self.options}
             self.world.check_options(self.options, run_defaults())
         check_settings(self.config, self.method, self.processes, self.out)
-        if not self.out:
-            return self.run_loop(built, about, resume, progress)
-        self.peek(built, about, resume)
-        with self.folder.lock(self.processes):
-            return self.run_loop(built, about, resume, progress)
-
-    def run_loop(self, built, about: dict, resume: bool, progress: bool):
-        "The loop itself, on what was built"
+        if self.out:
+            self.peek(built, about, resume)
         seed = self.config.seed
         made = built or self.world.build(self.reward, seed=seed, **self.options)
-        if self.out:
+        if not self.out:
+            return self.run_loop(made, not built, about, resume, progress)
+        check_texts(made.prompts)
+        try_on_flow(made.flow, made.reward, made.prompts)  # before anything is written
+        with self.folder.lock(self.processes):
             self.claim(made, about, resume)
-        if not built:
+            return self.run_loop(made, not built, about, resume, progress)
+
+    def run_loop(self, made, fresh: bool, about: dict, resume: bool, progress: bool):
+        "The loop itself, on what was built"
+        if fresh:
             self.world.prepare(made)
         how = dict(resume=resume, progress=progress, stop_on=self.stop_on, about=about)
         how.update(prompts=made.prompts, accelerator=self.processes.accelerator)
@@ -189,9 +196,13 @@ class RunPlan(Planned):
 # %% ../../nbs/7_commands/run.ipynb #ae017767
 def run_defaults() -> dict:
     "The defaults of a run: those of `run`, of the loop and of what looks at it"
-    homes = (FinetuneConfig, Looks, run)
+    homes, never = (FinetuneConfig, Looks, run), {"command"}
     found = {k: p for home in homes for k, p in inspect.signature(home).parameters.items()}
-    return {k: p.default for k, p in found.items() if p.default is not p.empty}
+    return {
+        k: p.default
+        for k, p in found.items()
+        if p.default is not p.empty and k not in never
+    }
 
 
 def check_settings(
@@ -298,7 +309,7 @@ def parameter_names() -> set:
     "Names that a card may hold"
     from vggflow.worlds.world import options_of_worlds
 
-    named = {*inspect.signature(run).parameters} - {"more", "built"}
+    named = {*inspect.signature(run).parameters} - {"more", "built", "command"}
     return {*named, *LOOP, *LOOKS, "prompts", *options_of_worlds()}
 
 

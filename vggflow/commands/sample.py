@@ -80,7 +80,10 @@ def prompts_to_draw(prompt: tuple, prompts: list = None, limit: int = 0) -> list
             "nothing to draw: give a prompt, "
             'for example vggflow sample "a cat", or --prompts'
         )
-    return load_prompts(asked, limit)
+    found = load_prompts(asked, limit)
+    if not found:
+        raise ValueError("nothing to draw: the prompts that were given are empty")
+    return found
 
 # %% ../../nbs/7_commands/sample.ipynb #257defae
 def draw_sides(flow, prompts, n, times, bases, seed=0, batch_size=8):

@@ -103,7 +103,7 @@ class SavedModel:
 
 def chosen(said: dict, names: tuple, given: dict) -> dict:
     "What the caller, or else the run, says"
-    found = {k: given.get(k) or said.get(k) for k in names}
+    found = {k: said.get(k) if given.get(k) is None else given[k] for k in names}
     return {k: v for k, v in found.items() if v is not None}
 
 

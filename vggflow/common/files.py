@@ -88,7 +88,8 @@ def counting_order(
     "Key that sorts names as people count: 2 before 10"
     name = Path(path).name
     parts = re.split("([0-9]+)", name)
-    return [int(part) if part.isdigit() else part for part in parts], name
+    numbers = [int(part) if k % 2 else part for k, part in enumerate(parts)]
+    return numbers, name
 
 # %% ../../nbs/0_common/files.ipynb #275b3f44
 def read_rows(

@@ -113,7 +113,7 @@ def load_object(
         )
     try:
         module = _import_file(file) if where.endswith(".py") else _import_module(where)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{kind} {text!r} cannot be imported: {_fault(error)}") from error
     if not hasattr(module, name):
         known = [known for known in vars(module) if not known.startswith("_")]

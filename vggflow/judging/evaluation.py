@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..common.data import cache_folder
 from ..common.files import write_whole
-from ..common.trial import check_scores, reward_called
+from ..common.trial import ask_reward, check_scores, reward_called
 from vggflow.judging.features import (
     extractor_name,
     extractors,
@@ -168,7 +168,7 @@ class ImageJudge:
             batch = match_device(batch, self.reward, self.device)
             if batch.dim() == 4:  # images; states of an analytic world have no range
                 batch = batch.clamp(0, 1)
-            found = self.reward(batch, prompts)
+            found = ask_reward(self.reward, batch, prompts, what=what)
             check_scores(found, what, batch, finite=False)  # a broken model has its row
             scores.append(found.float().cpu())
         return torch.cat(scores)

@@ -185,6 +185,9 @@ def _saved_prompts(folder) -> list:
         if (folder / name).exists():
             said = read_json(folder / name, remedy, (dict, list))
             said = said.get("prompts") if isinstance(said, dict) else said
+            texts = isinstance(said, list) and all(isinstance(p, str) and p for p in said)
+            if said and not texts:
+                raise ValueError(f"{folder / name} has {said!r:.60}: {remedy}")
             if said:
                 return said
     return []

@@ -121,8 +121,8 @@ def load_prompts(
     limit: int = 0,  # At most so many, evenly spaced over the list; 0: all
 ) -> list:  # Prompts, each once, in order; raises a one-line `ValueError` or `OSError`
     "Prompts from names, files or themselves"
-    if limit < 0:
-        raise ValueError(f"limit must be at least 0 prompts (0: all), got {limit}")
+    if not isinstance(limit, int) or limit < 0:
+        raise ValueError(f"limit must be at least 0 prompts (0: all), got {limit!r}")
     parts = [spec] if isinstance(spec, (str, Path)) else list(spec or ())
     found = [p for part in parts for p in _prompts_of(str(part).strip()) if p]
     return evenly(list(dict.fromkeys(found)), limit)
@@ -192,6 +192,9 @@ def read_prompt_file(
         )
     texts = _column_of(_table_rows(path, column), column, path)
     texts = [text.strip() for text in texts if isinstance(text, str)]
+    for number, text in enumerate(texts, 1):
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError(f"row {number} of {path} has half a character: save it again")
     found = list(dict.fromkeys(text for text in texts if text))
     if not found:
         raise ValueError(f"no prompts in {path}: write one a line")
@@ -202,11 +205,12 @@ def _parquet_rows(path):
     "Rows of a parquet file"
     try:
         from pandas import read_parquet
+
+        return read_parquet(path).to_dict("records")
     except ImportError:
         raise ImportError(
             f"{path} needs pandas and pyarrow: pip install pandas pyarrow"
         ) from None
-    return read_parquet(path).to_dict("records")
 
 
 def _parse_rows(path, column):
@@ -248,17 +252,25 @@ def _json_rows(lines):
 def _csv_rows(text, column, delimiters):
     "Rows of a CSV, by the delimiter that shows a column of prompts in its first row"
 
+    said = re.match(r"sep=(.)\r?\n", text)  # of a spreadsheet
+    if said:
+        text, delimiters = text[said.end() :], said[1]
+
     def rows_by(delimiter):
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        lines = io.StringIO(text, newline="")
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
         return (row for row in rows if row)
 
     def shows(delimiter):
-        names = map(str.strip, next(rows_by(delimiter), []))
+        names = {name.strip() for name in next(rows_by(delimiter), [])} - {""}
         return any(name == column or name.lower() in _COLUMNS for name in names)
 
     delimiter = next((mark for mark in delimiters if shows(mark)), delimiters[0])
     header, *rows = [*rows_by(delimiter)] or [[]]
     header = [name.strip() for name in header]
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise ValueError(f"its first line names {twice[0]!r} twice; name each column once")
     if len(header) == 1:
         if delimiter == "," or all(len(row) == 1 for row in rows):
             return _one_column(header[0], [",".join(row) for row in rows], column)
@@ -270,7 +282,7 @@ def _csv_rows(text, column, delimiters):
             )
     return [dict(zip(header, row)) for row in rows]
 
-
+# %% ../../nbs/4_judging/prompts.ipynb #0ec01a01
 def _one_column(first, cells, column):
     "Rows of a CSV of one column, whose first line may be a prompt already"
     if column or first.lower() in _COLUMNS:
@@ -287,7 +299,12 @@ def _table_rows(path, column):
     "Rows of a file of prompts; raises a one-line `ValueError`"
     try:
         rows = _parse_rows(path, column)
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:
+        hint = "unexpected end" in str(error) and ": a quote is not closed" or ""
+        raise ValueError(f"{path} cannot be read as a table: {error}{hint}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be a list of prompts") from None
+    except ValueError as error:
         raise ValueError(
             f"{path} cannot be read as {path.suffix or 'text'} in UTF-8: {error}"
         ) from None
@@ -304,7 +321,7 @@ def _column_name(names, column, path):
     only = names[:1] if len(names) == 1 else []
     usual = [name for known in _COLUMNS for name in names if name.lower() == known]
     name = column or next(iter(usual + only), "")
-    if name not in names:
+    if not name or name not in names:
         raise ValueError(
             f"no column {name or 'of prompts'!r} in {path}: "
             f"it has {', '.join(map(repr, names)) or 'none'}; write {path}:COLUMN"
@@ -350,6 +367,10 @@ def _column_of(rows, column, path):
     if not column and all(isinstance(row, str) for row in rows):
         return rows
     _check_same_kind(rows, path)
+    if rows and not isinstance(rows[0], (str, dict)):
+        raise ValueError(
+            f"row 1 of {path} is {rows[0]!r}: write prompts, or objects with a prompt each"
+        )
     names = list(rows[0]) if rows and isinstance(rows[0], dict) else []
     name = _column_name(names, column, path)
     return [_cell(row, i, name, path) for i, row in enumerate(rows, 1)]

@@ -81,7 +81,7 @@ def _find_reward(name):
 def _make_reward(name, options):
     "The reward that a name stands for, or makes from `options`"
     found = _find_reward(name)
-    if isinstance(found, nn.Module):
+    if isinstance(found, nn.Module) or (not options and _takes_images(found)):
         return found
     try:
         inspect.signature(found).bind(**options)
@@ -91,7 +91,26 @@ def _make_reward(name, options):
         raise ValueError(
             f"{name!r} takes no {', '.join(options)}: leave out what stands after @"
         ) from None
-    return found(**options)
+    try:
+        return found(**options)
+    except (ImportError, OSError, RuntimeError, ValueError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"reward {name!r} failed when it was made: {type(error).__name__}: {text}"
+        ) from error
+
+
+def _takes_images(found) -> bool:
+    "Whether a plain function can be called with images and prompts"
+    if inspect.isclass(found):
+        return False
+    try:
+        inspect.signature(found).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 # %% ../../nbs/4_judging/rewards.ipynb #cc522691
 class RewardTerm(NamedTuple):

@@ -158,6 +158,11 @@ class ForwardLooking(nn.Module):
         if self.unit.isnan():
             square = gradients.flatten(1).pow(2).mean(1)  # of each sample
             square = over_batch(square) if over_batch else square
+            if not square.any():
+                raise ValueError(
+                    "the reward's gradient is zero on every sample of the first update: "
+                    "compute it without rounding, comparison or detach"
+                )
             self.unit.copy_(square.mean().sqrt().clamp_min(1e-30))
         return gradients, clip_factors(gradients, self.clip, over_batch)
 

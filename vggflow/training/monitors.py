@@ -16,6 +16,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from ..common.trial import ask_reward
 from .diagnostics import Thresholds, diagnose, explain, spread
 from .processes import Processes, outcome_of
 
@@ -163,7 +164,7 @@ class WatchedReward:
         if self.room > 0 and sum(map(len, self.seen)) < self.most:
             self.seen.append(thinned(samples))
             self.room -= len(samples)
-        return self.reward(samples, *args, **kwargs)
+        return ask_reward(self.reward, samples, *args, **kwargs)
 
     def __getattr__(self, name):
         return getattr(self.__dict__["reward"], name)  # stands in for the reward

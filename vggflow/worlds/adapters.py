@@ -57,6 +57,9 @@ def read_tensors(
 
     try:
         tensors = read_weights(file)
+        odd = [name for name in tensors if not isinstance(name, str)]
+        if odd:
+            raise ValueError(f"it has {odd[0]!r} where a weight's name should be")
         if file.suffix != ".safetensors":
             return tensors, {}
         with safe_open(file, "pt") as stored:
@@ -76,8 +79,11 @@ def said_of(
     "How an adapter was made: from its metadata, or from the configuration beside it"
     again = "copy the adapter again, with what stands beside it"
     beside = file.with_name("adapter_config.json")
-    if file.name.startswith("adapter_model") and beside.is_file():
+    of_diffusers = file.name.startswith("pytorch_lora_weights")
+    if beside.is_file() and not of_diffusers and "lora_adapter_metadata" not in metadata:
         return read_json(beside, again)
+    if file.name.startswith("adapter_model"):
+        raise ValueError(f"{beside} is missing, which says the adapter's scale: {again}")
     try:
         said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         own = {k: v for k, v in said.items() if not k.startswith("text_encoder")}
@@ -114,6 +120,8 @@ def place_of(
 
 # %% ../../nbs/5_worlds/adapters.ipynb #93a5ec28
 _FOREIGN = {
+    r"diffusion_model\.": "is in the format of ComfyUI ({name}): convert it to diffusers', "
+    "whose names begin with transformer.",
     r"lora_(unet|te\d?|transformer)_": "is in kohya's format ({name}): convert it to "
     "diffusers' with the script of the trainer that wrote it",
     r"text_encoder": "adapts a text encoder too ({name}), which a flow does not: "
@@ -229,7 +237,10 @@ def read_adapter(
     parts = {}
     for name, tensor in tensors.items():
         layer, kind = place_of(name)
-        parts.setdefault(layer, {})[kind] = tensor.float()
+        own = parts.setdefault(layer, {})
+        if kind in own:
+            raise ValueError(f"the adapter in {where} gives {kind} of {layer} twice")
+        own[kind] = torch.as_tensor(tensor).float()
     if not parts:
         raise ValueError(f"{where} holds no LoRA weights")
     factors = {layer: _scaled(layer, own, facts, where) for layer, own in parts.items()}
@@ -245,18 +256,20 @@ def _scaled(layer, own, facts, where) -> tuple:
             f"the adapter in {where} lacks lora_{missing} of {layer}: "
             "it is cut off; copy or download it again"
         )
-    if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1]:
+    flat = down.dim() == up.dim() == 2
+    if not flat or len(down) != up.shape[1] or not len(down):
         raise ValueError(
             f"the adapter in {where} has factors of shapes {tuple(down.shape)} and "
             f"{tuple(up.shape)} at {layer}, which are no LoRA of a linear layer"
         )
-    _check_finite(layer, down, up, where)
     try:
-        return down, up * scale_of(layer, len(down), facts, own.get("alpha"))
+        up = up * scale_of(layer, len(down), facts, own.get("alpha"))
     except ValueError as error:
         raise ValueError(
             f"the adapter in {where} {error}: save it again with its trainer"
         ) from None
+    _check_finite(layer, down, up, where)
+    return down, up
 
 
 def _check_finite(layer, down: Tensor, up: Tensor, where):

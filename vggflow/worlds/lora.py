@@ -30,8 +30,13 @@ def check_targets(
 ):
     "Raise a one-line `ValueError` where an adapter would have no layer"
     names = [n for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    if targets == "all-linear" or any(_targeted(name, targets) for name in names):
-        return
+    try:
+        if targets == "all-linear" or any(_targeted(name, targets) for name in names):
+            return
+    except (TypeError, re.error) as error:
+        raise ValueError(
+            f"lora_targets {targets!r} are neither names nor a pattern ({error})"
+        ) from None
     block = r"transformer_blocks\.\d+\."
     own = [re.sub(block, "", name) for name in names if re.match(block, name)]
     raise ValueError(
@@ -47,15 +52,18 @@ def _targeted(name, targets):
     return any(name == end or name.endswith(f".{end}") for end in targets)
 
 # %% ../../nbs/5_worlds/lora.ipynb #9e8d1af6
-def check_adapter(rank, dropout):
-    "Refuse a rank or a dropout that cannot be"
-    good_rank = isinstance(rank, int) and rank >= 1
+def check_adapter(rank, dropout, alpha=None):
+    "Refuse a rank, a dropout or an alpha that cannot be"
+    good_rank = type(rank) is int and 1 <= rank <= 2**16
     good_dropout = isinstance(dropout, (int, float)) and 0 <= dropout < 1
     if not (good_rank and good_dropout):
         raise ValueError(
             "lora_rank must be at least 1 and lora_dropout in [0, 1), "
             f"got {rank!r} and {dropout!r}"
         )
+    good_alpha = alpha is None or (isinstance(alpha, (int, float)) and 0 < alpha < 1e30)
+    if not good_alpha:
+        raise ValueError(f"lora_alpha must be a number above 0, got {alpha!r}")
 
 # %% ../../nbs/5_worlds/lora.ipynb #452e7ee0
 class SwitchedAdapter:
@@ -66,7 +74,7 @@ class SwitchedAdapter:
 
     def _add_adapter(self, rank, alpha, targets, dropout):
         "Add the adapter, float32 whatever the model is"
-        check_adapter(rank, dropout)
+        check_adapter(rank, dropout, alpha)
         dual = self.transformer.config.get(self.second_attention)
         second = SECOND_TARGETS if dual else []
         targets = targets or [*self.usual_targets, *second]
@@ -124,7 +132,7 @@ def lora_settings(
 ) -> dict:  # lora_rank, lora_alpha, lora_targets: for `SD3Flow`
     "Settings of a flow that holds an adapter; the adapter's own scale is in its weights"
     adapter = read_adapter(folder)
-    ends = {re.sub(r"^.*?(attn|attention|ff)", r"\1", name) for name in adapter.factors}
+    ends = {re.sub(r"^.*?\b(attn|attention|ff)", r"\1", name) for name in adapter.factors}
     rank = adapter.rank
     return dict(lora_rank=rank, lora_alpha=rank, lora_targets=sorted(ends))
 
