@@ -68,7 +68,7 @@ KINDS = dict(
         FluxPipeline,
         make_tiny_flux,
         plain=dict(guidance_scale=3.5),
-        guided=dict(guidance_scale=2.0, true_cfg_scale=3.0),
+        guided=dict(guidance_scale=2.0, true_cfg_scale=3.0, negative_prompt=""),
         latents=packed,
     ),
     schnell=Kind(
@@ -76,7 +76,7 @@ KINDS = dict(
         FluxPipeline,
         lambda folder: make_tiny_flux(folder, dev=False),
         plain=dict(guidance_scale=0.0),
-        guided=dict(guidance_scale=0.0, true_cfg_scale=2.0),
+        guided=dict(guidance_scale=0.0, true_cfg_scale=2.0, negative_prompt=""),
         latents=packed,
     ),
     z_image=Kind(
@@ -167,6 +167,17 @@ def test_a_distilled_model_is_told_its_guidance(tiny):
     for name, differs in dict(dev=True, schnell=False).items():
         ends = [ours(open_flow(tiny[name], guidance_scale=g), x)[0] for g in (1.0, 5.0)]
         assert close(*ends, 1e-4) != differs
+
+
+@pytest.mark.parametrize("name", ["dev", "schnell"])
+def test_two_calls_need_a_negative_prompt_as_in_diffusers(tiny, name):
+    "Which there leaves them out without a word"
+    with pytest.raises(ValueError, match="true_cfg_scale=3 .* give negative_prompt"):
+        open_flow(tiny[name], true_cfg_scale=3.0)
+    pipe, x = stock(name, tiny[name]), torch.randn(2, 4, 8, 8)
+    one, two = (drawn_by(name, pipe, x, true_cfg_scale=w) for w in (1.0, 3.0))
+    assert torch.equal(one, two)
+    assert open_flow(tiny[name], true_cfg_scale=None).weight == 1.0
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -410,8 +421,11 @@ def test_encodings_are_found_on_disk_again(tiny, tmp_path, name):
 
 
 def test_what_is_unusual_is_in_the_record(tiny):
-    about = open_flow(tiny["dev"], image_size=(16, 8), true_cfg_scale=2.0).describe()
+    settings = dict(image_size=(16, 8), true_cfg_scale=2.0, negative_prompt="")
+    about = open_flow(tiny["dev"], **settings).describe()
     assert about["latent_size"] == [8, 4] and about["true_cfg_scale"] == 2.0
+    assert about["negative_prompt"] == "", "without it the scale would be refused"
+    assert "negative_prompt" not in open_flow(tiny["dev"]).describe()
     json.dumps(about)
 
 

@@ -294,6 +294,7 @@ def memory_plan(given: dict, method: str, options, seen: dict, prompts: int) -> 
         own = flow.latent_grid(seen["configs"]["transformer"])[2] * 2 ** (levels - 1)
         plan.setdefault("resolution", own)
         plan["guidance_scale"] = given.get(flow.guided_by) or 1.0
+        plan.setdefault("max_sequence_length", flow.usual_tokens)
     asked = {k: v for k, v in asked_of_memory(method, options).items() if k in names}
     if "transitions" in asked:
         plan["transitions"] = asked["transitions"]

@@ -98,7 +98,7 @@ def try_reward(reward, what, images, prompts, may_be_flat: bool = False) -> tupl
     "Rewards of `images` and their gradient; raises a one-line `ValueError`"
     try:
         rewards = reward(images, prompts)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed_reward(error, reward, images, prompts, what) from error
     check_scores(rewards, what, images)
     if rewards.device != images.device:

@@ -150,7 +150,7 @@ class DescribedFlow:
             detach_base=(self.detach_base, False),
             latent_size=(self.latent_size, self.latent_grid(config)[2]),
             revision=(self.revision, None),
-            max_sequence_length=(self.max_sequence_length, 256),
+            max_sequence_length=(self.max_sequence_length, self.usual_tokens),
             negative_prompt=(self.negative_prompt, ""),
             taesd=(self.taesd is not None, False),
             t5=(self._has_t5, True),
@@ -326,14 +326,15 @@ class DiffusersFlow(FlowParts):
         correction: str = "transformer",  # ν_φ: 'transformer' (its own) or 'adapter'
         correction_layers: int = 2,  # Blocks of the small transformer
         image_size: Size = None,  # Side in pixels, or height x width; default the model's
-        max_sequence_length: int = 256,  # Tokens of T5
+        max_sequence_length: int = None,  # Tokens of a prompt; default as in diffusers
         text_batch: int = 64,  # Prompts encoded at once; 1: independent of the company
         embeddings=None,  # Folder that keeps the encodings of prompts
         revision: str = None,  # Commit or branch on the hub
         **options,  # Of `configure`
     ):
         super().__init__()
-        check_tokens(max_sequence_length)
+        tokens = self.usual_tokens if max_sequence_length is None else max_sequence_length
+        check_tokens(tokens)
         check_guidance(guidance_scale, negative_prompt=negative_prompt)
         self._freeze(pipe)
         self.guidance_scale, self.cfg_batched = guidance_scale, cfg_batched
@@ -341,7 +342,7 @@ class DiffusersFlow(FlowParts):
         self.detach_base = detach_base
         self._add_adapter(lora_rank, lora_alpha, lora_targets, lora_dropout)
         self._set_sizes(image_size, correction, correction_layers)
-        self.max_sequence_length, self.text_batch = max_sequence_length, max(1, text_batch)
+        self.max_sequence_length, self.text_batch = tokens, max(1, text_batch)
         self.embeddings, self.revision = embeddings, revision
         self.configure(**options)
 

@@ -58,6 +58,7 @@ class FluxFacts(PipelineFacts):
     even_sigmas = True
     usual_guidance = draw_guidance = 3.5
     guided_by = "true_cfg_scale"
+    usual_tokens = 512
     tag = "flux"
 
     @classmethod
@@ -95,19 +96,25 @@ class FluxFlow(FluxFacts, DiffusersFlow):
         self,
         pipe,  # Its transformer gets the adapter
         guidance_scale: float = 3.5,  # The number that a distilled model is told
-        true_cfg_scale: float = 1.0,  # w in u + w (c − u); up to 1 there is none
-        max_sequence_length: int = 512,  # Tokens of T5
+        true_cfg_scale: float = 1.0,  # w in u + w (c − u); above 1 with `negative_prompt`
+        negative_prompt: str = None,  # Of u; '' is the empty one
         **settings,  # As in `DiffusersFlow`
     ):
-        check_guidance(true_cfg_scale=true_cfg_scale)
-        settings |= dict(guidance_scale=guidance_scale)
-        super().__init__(pipe, max_sequence_length=max_sequence_length, **settings)
-        self.true_cfg_scale = true_cfg_scale
+        check_guidance(guidance_scale, true_cfg_scale, negative_prompt)
+        if negative_prompt is None and (true_cfg_scale or 1.0) > 1:
+            raise ValueError(
+                f"true_cfg_scale={true_cfg_scale:g} leads away from a negative prompt: "
+                "give negative_prompt, '' for the empty one"
+            )
+        settings |= dict(guidance_scale=guidance_scale, negative_prompt=negative_prompt)
+        super().__init__(pipe, **settings)
+        self.true_cfg_scale = 1.0 if true_cfg_scale is None else true_cfg_scale
 
     def settings(self) -> dict:
         "Settings beside those of adapter and guidance"
         own = dict(true_cfg_scale=(self.true_cfg_scale, 1.0))
-        own["max_sequence_length"] = self.max_sequence_length, 512
+        if self.guides:
+            own["negative_prompt"] = self.negative_prompt, None
         return super().settings() | own
 
     def encode_prompts(self, prompts: list) -> tuple:

@@ -42,6 +42,7 @@ class PipelineFacts:
     usual_guidance = 1.0  # In training, where nothing is said
     draw_guidance = 5.0  # Where images are drawn without a run
     no_guidance = 1.0  # The value that means none
+    usual_tokens = 256  # Of a prompt
 
     @classmethod
     def latent_grid(cls, config: dict) -> tuple:
@@ -112,7 +113,8 @@ class CheckedOptions(PipelineFacts):
                 hub_file(path, f"{part}/config.json", revision, **hub).read_text()
             )
 
-        check_tokens(options.get("max_sequence_length", 256))
+        tokens = options.get("max_sequence_length")
+        check_tokens(cls.usual_tokens if tokens is None else tokens)
         config, decoder = config_of("transformer"), config_of("vae")
         rank, dropout = options.get("lora_rank", 8), options.get("lora_dropout", 0.0)
         check_adapter(rank, dropout, options.get("lora_alpha"))

@@ -28,6 +28,7 @@ class ZImageFacts(PipelineFacts):
     even_sigmas = True
     usual_guidance = no_guidance = 0.0
     draw_guidance = 5.0
+    usual_tokens = 512
     tag = "z-image"
 
     @classmethod
@@ -69,19 +70,6 @@ class ZImageFacts(PipelineFacts):
 # %% ../../nbs/5_worlds/z_image.ipynb #21a6eaaa
 class ZImageFlow(ZImageFacts, DiffusersFlow):
     "A `ZImagePipeline` with a LoRA adapter; the base has the adapter off"
-
-    def __init__(
-        self,
-        pipe,  # Its transformer gets the adapter
-        max_sequence_length: int = 512,  # Tokens of a prompt
-        **settings,  # As in `DiffusersFlow`
-    ):
-        super().__init__(pipe, max_sequence_length=max_sequence_length, **settings)
-
-    def settings(self) -> dict:
-        "Settings beside those of adapter and guidance"
-        tokens = dict(max_sequence_length=(self.max_sequence_length, 512))
-        return super().settings() | tokens
 
     @property
     def guides(self) -> bool:
