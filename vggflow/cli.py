@@ -26,7 +26,7 @@ MODEL = (
     "worlds.diffusers_flow:DiffusersFlow.__init__",
     "worlds.flux:FluxFlow.__init__",
     "worlds.diffusers_flow:DiffusersFlow.configure",
-    "worlds.diffusers_flow:PretrainedPipeline.from_pretrained",
+    "worlds.pretrained:PretrainedPipeline.from_pretrained",
 )
 RUN = ("commands.run:run", "commands.run:Looks", "training.config:FinetuneConfig")
 RUN += ("worlds.sd3:SD3World.make", *MODEL)
