@@ -69,6 +69,7 @@ class TextEncoders:
     "The text encoders of a pipeline (a part of a flow)"
 
     encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    negative_prompt = ""  # What guidance leads away from
 
     @classmethod
     def encoding_widths(cls, config: dict, tokens: int) -> tuple:
