@@ -205,7 +205,8 @@ def kinds_table(
 ) -> str:  # Markdown
     "How many claims of each kind have which verdict, here and on the paper's own data"
     heads = ["the paper says: VGG-Flow …", "claims", REPRODUCED, CONTRARY, UNDECIDED]
-    lines = [f"| {' | '.join(heads)} | the paper's data show it |", "|---" * 6 + "|"]
+    heads.append(NOT_RUN)
+    lines = [f"| {' | '.join(heads)} | the paper's data show it |", "|---" * 7 + "|"]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         mine = [row for row in rows if row["kind"] == kind]
         count = Counter(row["verdict"] for row in mine)
