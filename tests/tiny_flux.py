@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tiny_sd3 import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from tiny_sd3 import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer, tiny_vae
 
 
 def text_parts(width):
@@ -22,7 +22,7 @@ def text_parts(width):
 
 def image_parts(dev, width, channels=4):
     "Transformer of two double and two single blocks, and VAE"
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from diffusers import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
         in_channels=4 * channels,
@@ -35,19 +35,7 @@ def image_parts(dev, width, channels=4):
         guidance_embeds=dev,
         axes_dims_rope=(4, 6, 6),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=channels,
-        sample_size=16,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = tiny_vae(channels, scaling=0.3611, shift=0.1159)
     return dict(transformer=transformer, vae=vae)
 
 

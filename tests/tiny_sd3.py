@@ -92,9 +92,28 @@ def text_parts(t5=True, width=32):
     )
 
 
+def tiny_vae(channels, scaling, shift, size=16):
+    "A VAE of two levels, without layers between itself and its latents"
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=channels,
+        sample_size=size,
+        scaling_factor=scaling,
+        shift_factor=shift,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
 def image_parts(sd35=False, width=32, size=8, channels=4, layers=2, heads=2):
     "Transformer and VAE; `sd35`: normalised queries and keys and dual attention"
-    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from diffusers import SD3Transformer2DModel
 
     new = dict(qk_norm="rms_norm", dual_attention_layers=(0,)) if sd35 else {}
     transformer = SD3Transformer2DModel(
@@ -111,19 +130,7 @@ def image_parts(sd35=False, width=32, size=8, channels=4, layers=2, heads=2):
         pos_embed_max_size=size,
         **new,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=channels,
-        sample_size=2 * size,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = tiny_vae(channels, 1.5305, 0.0609, 2 * size)
     return dict(transformer=transformer, vae=vae)
 
 

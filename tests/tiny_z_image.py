@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tiny_sd3 import LETTERS, WORDS
+from tiny_sd3 import LETTERS, WORDS, tiny_vae
 
 CHAT = "{% for m in messages %}user {{ m.content }} {% endfor %}assistant"
 
@@ -48,7 +48,6 @@ def make_tiny_z_image(
 ):  # The folder
     "A whole pipeline with random weights"
     from diffusers import (
-        AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
         ZImagePipeline,
         ZImageTransformer2DModel,
@@ -72,22 +71,9 @@ def make_tiny_z_image(
         )
         for weight in (transformer.x_pad_token, transformer.cap_pad_token):
             torch.nn.init.normal_(weight, std=0.1)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=channels,
-            sample_size=16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
         pipe = ZImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=vae,
+            vae=tiny_vae(channels, scaling=0.3611, shift=0.1159),
             text_encoder=chat_model(tokenizer, width),
             tokenizer=tokenizer,
             transformer=transformer,

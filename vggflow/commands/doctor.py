@@ -28,19 +28,17 @@ from vggflow.commands.installation import (
 )
 from vggflow.commands.memory import (
     MemoryPlan,
-    correction_size,
     encoder_bytes,
     free_memory,
     in_words,
     memory_estimate,
+    trained_weights,
     what_helps,
 )
 
 # %% ../../nbs/7_commands/doctor.ipynb #51af72b2
 from .options import Natural
 from vggflow.commands.parts import (
-    adapter_size,
-    adapter_targets,
     check_adapter_shapes,
     count_weights,
     look_at_model,
@@ -325,13 +323,7 @@ def room_needed(plan: MemoryPlan = None, seen: dict = None) -> int:
     "Bytes of a run directory: three checkpoints, and the sheets"
     if not plan or not seen:
         return 2**29
-    targets = plan.lora_targets or adapter_targets(seen["flow"])
-    adapter = adapter_size(seen["nets"]["transformer"], plan.lora_rank, targets)
-    config = seen["configs"]["transformer"]
-    nu = 0
-    if plan.correction:
-        nu = correction_size(seen["flow"], config, plan.correction_layers)
-    return 3 * 12 * (adapter + nu) + 2**28
+    return 3 * 12 * sum(trained_weights(plan, seen)) + 2**28
 
 
 def check_disk(out, plan: MemoryPlan = None, seen: dict = None) -> Check:

@@ -130,8 +130,9 @@ def section_use(flow, base: str, known: dict = None) -> str:
     drawn = drawn_by(flow, known)
     height, width = image_sides(flow, drawn["latent_size"])
     guidance, more = drawn["guidance_scale"], ""
+    known_settings = flow.settings()
     for name in ("max_sequence_length", "negative_prompt", "true_cfg_scale"):
-        if name in drawn and drawn[name] != flow.settings()[name][1]:
+        if name in drawn and drawn[name] != known_settings[name][1]:
             more += f", {name}={drawn[name]!r}"
     parts = "" if drawn["t5"] else ", text_encoder_3=None, tokenizer_3=None"
     size = f"height={height}, width={width}"

@@ -62,11 +62,6 @@ class FluxFacts(PipelineFacts):
     tag = "flux"
 
     @classmethod
-    def latent_grid(cls, config: dict) -> tuple:
-        "Latents of a token's side, no largest side, latents of an own side"
-        return 2, None, 128
-
-    @classmethod
     def network(cls, config: dict) -> NetworkShape:
         "Blocks as those of Stable Diffusion 3, then single ones of 15 D² weights"
         heads, single = config["num_attention_heads"], config["num_single_layers"]

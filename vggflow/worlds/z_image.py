@@ -32,11 +32,6 @@ class ZImageFacts(PipelineFacts):
     tag = "z-image"
 
     @classmethod
-    def latent_grid(cls, config: dict) -> tuple:
-        "Latents of a token's side, no largest side, latents of an own side"
-        return 2, None, 128
-
-    @classmethod
     def network(cls, config: dict) -> NetworkShape:
         "Blocks of 4 D² weights in attention and 8 D² forward"
         blocks = config["n_layers"] + 2 * config["n_refiner_layers"]
