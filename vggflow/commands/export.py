@@ -177,7 +177,8 @@ def export_run(
     force: bool = False,  # Replace files
 ):
     "Write a run's adapter for others: LoRA, value correction and model card"
-    from vggflow.commands.saved import PIPELINE, adapter_of_run, chosen, settings_of_run
+    from vggflow.commands.options import PIPELINE
+    from vggflow.commands.saved import adapter_of_run, chosen, settings_of_run
     from vggflow.worlds.world import load_model
 
     said = settings_of_run(run, model or "")

@@ -166,9 +166,9 @@ class SD3World(ImageWorld):
         "The flow of a folder or hub id, of the class that its index names"
         return pipeline_flow(name, settings).from_pretrained(name, **settings)
 
-    def drawing_guidance(self, model="") -> float:
+    def drawing_guidance(self, model="", how: dict = None) -> float:
         "Guidance of images that are drawn without a run"
-        return pipeline_flow(model, {}).draw_guidance
+        return pipeline_flow(model, how or {}).draw_guidance
 
     def options(self) -> set:
         "Names that a run may give for the model"

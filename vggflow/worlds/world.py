@@ -55,7 +55,7 @@ class World:
         built = self.make(reward or self.default_reward, prompts, **options)
         return built._replace(prompts=list(prompts)) if prompts else built
 
-    def drawing_guidance(self, model="") -> float:
+    def drawing_guidance(self, model="", how: dict = None) -> float:
         "Guidance of images that are drawn without a run"
         return self.draw_guidance
 
