@@ -15,6 +15,7 @@ import inspect
 import math
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -426,6 +427,7 @@ def main(
     argv: list = None,  # Arguments; those of the process by default
 ) -> int:  # Exit status: 0, the verb's own, or 2 with one line on stderr
     "The command `vggflow`"
+    warnings.formatwarning = lambda message, *_: f"vggflow: {message}\n"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     name = argv[0] if argv else ""

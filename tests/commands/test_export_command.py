@@ -111,3 +111,8 @@ def run_snippets(card, model):
         assert str(model) in code
         exec(code, said)
     return said
+
+
+def test_an_export_names_its_folder(run, call):
+    status, _, err = call(f"export {run} ''")
+    assert status == 2 and "where to?" in err

@@ -220,3 +220,9 @@ def test_published_sets_offline(here, monkeypatch):
     with pytest.raises(OSError, match="write drawbench.txt there") as caught:
         load_prompts("drawbench")
     assert "sayakpaul/drawbench" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_column_of_weights_is_said_not_to_be_used(here):
+    (here / "weighted.csv").write_text("prompt,weight\na cat,3\na dog,1\n")
+    with pytest.warns(UserWarning, match="'weight', which is not used"):
+        assert load_prompts(here / "weighted.csv") == ["a cat", "a dog"]

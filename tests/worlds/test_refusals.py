@@ -222,6 +222,8 @@ ODD_SETTINGS = [
     dict(negative_prompt=["a cat"]),
     dict(max_sequence_length="77"),
     dict(max_sequence_length=77.5),
+    dict(text_batch=0),
+    dict(text_batch="4"),
 ]
 
 

@@ -181,6 +181,8 @@ def export_run(
     from vggflow.commands.saved import adapter_of_run, chosen, settings_of_run
     from vggflow.worlds.world import load_model
 
+    if not out.strip():
+        raise ValueError("where to? Name the folder of the export after the run's")
     said = settings_of_run(run, model or "")
     model = model or said.get("model") or ""
     lora, own, _ = adapter_of_run(run)

@@ -23,7 +23,7 @@ from ..judging.prompts import evenly
 from ..methods.registry import get_method, make_method
 from ..training.config import MAY_CHANGE, FinetuneConfig
 from ..training.diagnostics import stop_names
-from ..training.loop import check_run, check_texts, finetune
+from ..training.loop import check_run, finetune
 from ..training.processes import Processes, launched
 from ..training.record import own_settings, run_record
 from ..training.run_directory import RunDirectory
@@ -196,7 +196,6 @@ class RunPlan(Planned):
         made = built or self.world.build(self.reward, seed=seed, **self.options)
         if not self.out:
             return self.run_loop(made, not built, about, resume, progress)
-        check_texts(made.prompts)
         try_on_flow(made.flow, made.reward, made.prompts)  # before anything is written
         with self.folder.lock(self.processes):
             self.claim(made, about, resume)

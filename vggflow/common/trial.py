@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_shape', 'check_scores', 'image_gradient', 'reward_called', 'failed_reward', 'ask_reward', 'try_reward',
-           'check_finite', 'try_on_flow', 'check_reward']
+           'check_finite', 'check_texts', 'try_on_flow', 'check_reward']
 
 # %% ../../nbs/0_common/trial.ipynb #35dba50d
 import traceback
@@ -130,6 +130,16 @@ def check_finite(
     )
 
 # %% ../../nbs/0_common/trial.ipynb #30ddc6ef
+def check_texts(prompts):
+    "Raise a one-line error for what is no list of texts"
+    texts = isinstance(prompts, (list, tuple)) and all(isinstance(p, str) for p in prompts)
+    if prompts is not None and not texts:
+        raise ValueError(
+            f"prompts is a list of texts, got {prompts!r:.80}: a text is read by "
+            "vggflow.judging.prompts.load_prompts, a single prompt is ['a cat']"
+        )
+
+
 @torch.no_grad()
 def try_on_flow(
     flow,  # A FlowModel
@@ -137,6 +147,7 @@ def try_on_flow(
     prompts=None,  # Of the run
 ):  # Raises a one-line `ValueError`
     "Try a reward on what a flow decodes two samples of noise to"
+    check_texts(prompts)
     prompts = [prompts[0], prompts[-1]] if prompts else None
     noise = flow.prior(2, prompts, generator=torch.Generator().manual_seed(0))
     images = flow.decode(noise).detach()

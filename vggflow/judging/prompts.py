@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 from ..common.data import prompts_folder
@@ -177,6 +178,7 @@ def _prompts_of(text):
 # %% ../../nbs/4_judging/prompts.ipynb #5bcd983c
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _COLUMNS = ("prompt", "prompts", "caption", "captions", "text")
+_WEIGHTS = ("weight", "weights", "probability", "frequency")
 
 
 def read_prompt_file(
@@ -372,6 +374,13 @@ def _column_of(rows, column, path):
             f"row 1 of {path} is {rows[0]!r}: write prompts, or objects with a prompt each"
         )
     names = list(rows[0]) if rows and isinstance(rows[0], dict) else []
+    weights = [name for name in names if name.lower() in _WEIGHTS]
+    if weights:
+        warnings.warn(
+            f"{path} has a column {weights[0]!r}, which is not used: every prompt is "
+            "drawn equally often",
+            stacklevel=2,
+        )
     name = _column_name(names, column, path)
     return [_cell(row, i, name, path) for i, row in enumerate(rows, 1)]
 

@@ -197,12 +197,15 @@ def check_sizes(
 # %% ../../nbs/5_worlds/checks.ipynb #c4ec7041
 def check_tokens(
     tokens: int,  # `max_sequence_length`
+    text_batch: int = 1,  # Prompts encoded at once
 ):
-    "Refuse a number of T5's tokens that diffusers refuses: 1 to 512"
+    "Refuse a number of T5's tokens that diffusers refuses, 1 to 512, and empty batches"
     if type(tokens) is not int or not 1 <= tokens <= 512:
         raise ValueError(
             f"max_sequence_length {tokens!r}: give 1 to 512, the tokens of a prompt"
         )
+    if type(text_batch) is not int or text_batch < 1:
+        raise ValueError(f"text_batch {text_batch!r}: encode at least 1 prompt at once")
 
 # %% ../../nbs/5_worlds/checks.ipynb #c4ec7042
 GUIDANCE = ("guidance_scale", "true_cfg_scale", "negative_prompt")

@@ -334,7 +334,7 @@ class DiffusersFlow(FlowParts):
     ):
         super().__init__()
         tokens = self.usual_tokens if max_sequence_length is None else max_sequence_length
-        check_tokens(tokens)
+        check_tokens(tokens, text_batch)
         check_guidance(guidance_scale, negative_prompt=negative_prompt)
         self._freeze(pipe)
         self.guidance_scale, self.cfg_batched = guidance_scale, cfg_batched
@@ -342,7 +342,7 @@ class DiffusersFlow(FlowParts):
         self.detach_base = detach_base
         self._add_adapter(lora_rank, lora_alpha, lora_targets, lora_dropout)
         self._set_sizes(image_size, correction, correction_layers)
-        self.max_sequence_length, self.text_batch = tokens, max(1, text_batch)
+        self.max_sequence_length, self.text_batch = tokens, text_batch
         self.embeddings, self.revision = embeddings, revision
         self.configure(**options)
 

@@ -114,7 +114,8 @@ class CheckedOptions(PipelineFacts):
             )
 
         tokens = options.get("max_sequence_length")
-        check_tokens(cls.usual_tokens if tokens is None else tokens)
+        tokens = cls.usual_tokens if tokens is None else tokens
+        check_tokens(tokens, options.get("text_batch", 1))
         config, decoder = config_of("transformer"), config_of("vae")
         rank, dropout = options.get("lora_rank", 8), options.get("lora_dropout", 0.0)
         check_adapter(rank, dropout, options.get("lora_alpha"))
