@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure import cpu_seconds, interleaved, spread
 from vggflow.commands.run import method_of
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.experiments.schedule import make_plan
 from vggflow.judging.prompts import evenly
 from vggflow.training.config import FinetuneConfig

@@ -21,7 +21,7 @@ from vggflow import (
     get_reward,
     load_flow,
 )
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.judging.evaluation import draw
 from vggflow.methods.registry import METHODS
 from vggflow.worlds.emoji_data import asset
@@ -81,7 +81,7 @@ def test_the_base_is_untouched(aligned):
 
 def test_the_value_network_learned_and_is_saved(aligned):
     run = RunDirectory(aligned[2])
-    update, parts = run.load_newest()
+    update, parts, _ = run.load_newest()
     assert update == 25
     assert parts["method"]["value.correction.net.proj_out.weight"].abs().sum() > 0
     assert run.record["method"]["beta"] == 30.0

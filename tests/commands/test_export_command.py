@@ -1,6 +1,5 @@
 "`vggflow export`: files that others load, and a card that tells of the run"
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from vggflow import SD3Flow, lora_settings
+from vggflow.common.seals import read_sealed, write_sealed
 from vggflow.theory.flow import sample
 
 
@@ -46,12 +46,12 @@ def test_the_card_tells_of_the_run_not_of_the_export(run, call, here, model):
     "Settings from the run's record; the snippets run"
     shutil.copytree(run, "r")
     file = Path("r/config.json")
-    record = json.loads(file.read_text())
+    record = read_sealed(file, "again")
     record["config"]["updates"] = 400
     record["flow"].update(dtype="float16", vae_tiling=True, taesd=True)
     record["flow"].update(max_sequence_length=64, guidance_scale=3.0)
     record["prompts"] = ["a|b", "two\nlines"]
-    file.write_text(json.dumps(record))
+    write_sealed(file, record)
     status, _, err = call("export r given")
     assert status == 0, err
     card = Path("given/README.md").read_text()
@@ -76,10 +76,10 @@ def test_the_card_draws_what_the_run_drew(
 ):
     "Its snippet for diffusers, as it stands, on the run's own times"
     shutil.copytree(run, "r")
-    record = json.loads(Path("r/config.json").read_text())
+    record = read_sealed("r/config.json", "again")
     record["config"].update(shift=shift, steps=4)
     record["flow"].update(negative_prompt=negative)
-    Path("r/config.json").write_text(json.dumps(record))
+    write_sealed("r/config.json", record)
     assert call("export r given")[0] == 0
     settings = dict(guidance_scale=record["flow"]["guidance_scale"], image_size=16)
     settings["negative_prompt"] = negative

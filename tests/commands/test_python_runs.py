@@ -9,7 +9,7 @@ import pytest
 
 from vggflow import FinetuneConfig, ReFL, finetune, get_reward, load_flow
 from vggflow.commands.run import run
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 
 ROOT = Path(__file__).parents[2]
 SMALL = dict(batch_size=2, steps=3, lr=1e-2, save_every=1)

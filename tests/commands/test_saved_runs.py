@@ -12,6 +12,7 @@ from PIL import Image
 
 from vggflow.commands.evaluate import own_prompts, reward_texts
 from vggflow.commands.saved import load_saved
+from vggflow.common.seals import read_sealed, write_sealed
 from vggflow.worlds.world import get_world
 
 RUN_NOTES = {"command.json", "config.json"}
@@ -23,15 +24,20 @@ def pixels(file):
 
 
 def edit(file, **changes):
-    "Change entries of a JSON file"
-    file = Path(file)
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    "Change entries of a record, and seal it again"
+    write_sealed(file, {**read_sealed(file, "again"), **changes})
 
 
 def edit_flow(file, **changes):
     "Change what a record says of the flow"
-    record = json.loads(Path(file).read_text())
+    record = read_sealed(file, "again")
     edit(file, flow={**record["flow"], **changes})
+
+
+def edit_command(folder, **changes):
+    "Change what was asked for, as a user may"
+    file = Path(folder, "command.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def saved_by(line):
@@ -70,8 +76,11 @@ def test_a_negative_prompt_is_the_runs_or_the_callers(run, here):
     asked = saved_by(f"{plain} --negative-prompt 'an owl' --max-sequence-length 32").flow
     assert (asked.negative_prompt, asked.max_sequence_length) == ("an owl", 32)
     shutil.copytree(run, "r")
-    edit("r/command.json", negative_prompt="a dog")
-    assert saved_by("sample --run r 'a cat'").flow.negative_prompt == "a dog"
+    edit_command("r", negative_prompt="a dog")
+    with pytest.warns(
+        UserWarning, match="was edited .negative_prompt (''|None) → 'a dog'."
+    ):
+        assert saved_by("sample --run r 'a cat'").flow.negative_prompt == "a dog"
 
 
 def test_sample_compares_on_equal_noise(run, model, call, here):
@@ -103,7 +112,7 @@ def test_a_run_that_has_not_ended_has_its_last_checkpoint(run, call, here):
     shutil.copytree(run, "r")
     shutil.rmtree("r/lora")
     status, _, err = call("sample 'a cat' --run r --out deep/er/a.png")
-    assert status == 0 and "no lora/" in err and "update 2" in err
+    assert status == 0 and "has not ended" in err and "update 2" in err
     assert call(f"sample 'a cat' --run {run} --out b.png")[0] == 0
     assert np.abs(pixels("deep/er/a.png") - pixels("b.png")).max() <= 1  # the same weights
     status, _, err = call(f"sample 'a cat' --run r --lora {run}/lora --out c.png")
@@ -124,7 +133,7 @@ def test_dtype_and_tiling_are_those_of_the_run(run, model, here):
     assert dtype(saved_by("evaluate --run r --dtype fp32")) == torch.float32
     saved = saved_by(f"sample --model {model} a --vae-tiling")
     assert dtype(saved) == torch.float32 and saved.flow.vae.use_tiling
-    edit("r/command.json", dtype="fp16")
+    edit_command("r", dtype="fp16")
     assert dtype(saved_by("evaluate --run r")) == torch.float16
 
 
@@ -157,9 +166,7 @@ def without_recipe(run, folder):
     "A copy of a run that says neither its command nor how its flow is made"
     shutil.copytree(run, folder)
     Path(folder, "command.json").unlink()
-    record = json.loads(Path(folder, "config.json").read_text())
-    record.pop("load", None)
-    Path(folder, "config.json").write_text(json.dumps(record))
+    edit(f"{folder}/config.json", load={})
 
 
 def test_a_run_that_does_not_say_its_settings(run, model, call, here, monkeypatch):
@@ -199,7 +206,7 @@ def exported_flow(call, monkeypatch, line):
 def test_settings_of_a_run_are_those_of_what_is_made_of_it(run, call, here, monkeypatch):
     "Sampling, evaluation and export build the model as the run did"
     shutil.copytree(run, "r")
-    edit("r/command.json", image_size=8, max_sequence_length=64, correction="adapter")
+    edit_command("r", image_size=8, max_sequence_length=64, correction="adapter")
     for more, size in (("", 8), ("--image-size 16", 16)):
         flow = saved_by(f"evaluate --run r {more}").flow
         assert flow.latent_size * flow.pipe.vae_scale_factor == size

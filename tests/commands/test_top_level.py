@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -68,20 +67,12 @@ def test_what_diffusers_asks_for_is_there():
 
 
 def test_the_import_is_light():
-    "No library is imported, and it is quick: the best of five"
+    "No library is imported"
     heavy = ("torch", "numpy", "diffusers", "transformers", "pydantic", "cyclopts")
     code = f"import sys, vggflow; print([m for m in {heavy} if m in sys.modules])"
     command = [sys.executable, "-c", code]
     p = subprocess.run(command, capture_output=True, text=True)
     assert p.stdout.strip() == "[]", p.stdout + p.stderr
-
-    def seconds(code):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - start
-
-    bare = min(seconds("pass") for _ in range(5))
-    assert min(seconds("import vggflow") for _ in range(5)) - bare < 0.1
 
 
 def test_pyright_understands_a_users_script(tmp_path):

@@ -14,13 +14,13 @@ from vggflow.common.files import (
     is_locked,
     lock,
     read_json,
-    read_rows,
     write_json,
     write_whole,
 )
 from vggflow.common.hub import HubError, first_file, hub_file
 from vggflow.common.images import image_grid, save_image
 from vggflow.common.random import generator_of
+from vggflow.common.seals import read_rows
 
 HOLD = """
 import sys, time

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 
 BAD = [
     (["figure", "fig55"], "fig05"),

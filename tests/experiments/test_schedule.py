@@ -12,7 +12,8 @@ import pytest
 from test_tables import read_rows as read_table
 from toy_checkout import make_figures, rewrite, start_figures
 
-from vggflow.common.files import lock, read_rows, sha256
+from vggflow.common.files import lock, sha256
+from vggflow.common.seals import read_rows
 
 
 def wait_for(condition, process=None, log=None):

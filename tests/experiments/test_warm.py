@@ -15,7 +15,7 @@ import pytest
 from test_schedule import wait_for
 from toy_checkout import make_checkout, make_figures, start_figures, write_notebook
 
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.experiments.cards import read_cards
 from vggflow.experiments.warm import WarmProcess, may_fork
 

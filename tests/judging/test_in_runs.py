@@ -11,7 +11,7 @@ from tiny_sd3 import make_tiny_sd3
 from toys import brightness
 
 from vggflow.commands.run import run
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.judging.evaluation import draw
 from vggflow.judging.image_sets import (
     draw_images,

@@ -12,7 +12,7 @@ import torch
 from short_runs import equal_weights
 
 from vggflow.common.data import project_root
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.methods.direct import ReFL
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
@@ -219,13 +219,13 @@ def test_stopped_run_is_whole(tmp_path):
     update = stopped["update"]
     assert 0 < update < 40 and stopped["why"] == "collapse"
     assert set(stopped["numbers"]) == {"spread", "spread_at_start"}
-    assert json.loads((tmp_path / "stopped.json").read_text()) == stopped
+    assert RunDirectory(tmp_path).stopped == stopped
     flag = dict(update=update, sign="collapse", numbers=stopped["numbers"])
     files = RunDirectory(tmp_path)
     assert files.flags == history.flags == [flag]
     assert [row["update"] for row in files.metrics] == list(range(1, update + 1))
     assert files.evals[-1]["update"] == update  # a last look
-    saved, parts = files.load_newest()
+    saved, parts, _ = files.load_newest()
     assert saved == update
     for name, value in flow.trainable_state().items():
         assert torch.equal(parts["flow"][name], value)

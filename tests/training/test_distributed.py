@@ -12,7 +12,7 @@ import two_processes
 from forked import status_of
 from short_runs import EVERY_METHOD, column, distance
 
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.methods.registry import METHODS
 from vggflow.training.run_directory import RunDirectory
 
@@ -111,7 +111,7 @@ def test_killed_and_resumed_on_two_processes_to_the_last_bit(found):
         assert same(*both)
         rows = read_rows(folder / f"cut-{name}/metrics.jsonl")
         assert [row["update"] for row in rows] == [1, 2, 3, 4, 5]
-    _, parts = RunDirectory(folder / "cut-vgg").load_newest()
+    parts = RunDirectory(folder / "cut-vgg").load_newest().parts
     assert set(parts) == {"flow", "method", "optimizer", "rng", "ema"}
     assert set(parts["rng"]) == {"torch", "torch.1"}
     assert not torch.equal(parts["rng"]["torch"], parts["rng"]["torch.1"])
@@ -188,7 +188,7 @@ def test_a_card_is_run_once_by_both(found, tmp_path):
     assert losses == pytest.approx(column(history, "loss"), abs=1e-6)
     files = {p.name for p in (folder / "card2").iterdir()} - {"command.json"}
     assert files == {p.name for p in tmp_path.iterdir()}
-    asked = json.loads((folder / "card2/command.json").read_text())
+    asked = RunDirectory(folder / "card2").settings
     assert asked == {k: v for k, v in CARD.items() if k != "progress"}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from short_runs import column, equal_weights, linear, run
 
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.methods.direct import ReFL
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow

@@ -7,7 +7,7 @@ import pytest
 import torch
 from short_runs import column, equal_weights, linear, run
 
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows, remove_rows
 from vggflow.methods.direct import ReFL
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
@@ -105,12 +105,25 @@ def test_a_moved_run_goes_on_where_it_is(tmp_path):
     assert str(tmp_path / "old") not in stored
 
 
-def test_damaged_checkpoint_is_named(tmp_path):
-    run(tmp_path)
-    last = RunDirectory(tmp_path).newest_checkpoint()
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path):
+    whole, _ = run(tmp_path / "a", updates=8)
+    run(tmp_path / "b")
+    older, last = RunDirectory(tmp_path / "b").checkpoints()
     (last / "flow.safetensors").write_bytes(b"x" * 10)
-    with pytest.raises(ValueError, match=f"{last.name} is damaged"):
+    with pytest.warns(RuntimeWarning, match=f"{last.name} is damaged.*update 4 is taken"):
+        again, history = run(tmp_path / "b", updates=8)
+    assert equal_weights(whole, again) and len(history.rows) == 8
+    assert column(history, "update") == list(range(1, 9))
+
+
+def test_without_a_whole_checkpoint_a_run_is_refused_in_a_line(tmp_path):
+    run(tmp_path)
+    for checkpoint in RunDirectory(tmp_path).checkpoints():
+        (checkpoint / "state.json").unlink()
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match="no whole checkpoint.*begins anew") as error:
         run(tmp_path, updates=8)
+    assert "\n" not in str(error.value) and files_of(tmp_path).keys() == before.keys()
 
 
 def test_a_lost_checkpoint_is_made_again(tmp_path):
@@ -160,6 +173,7 @@ def test_a_run_from_before_an_option_resumes_with_its_default(tmp_path):
     run(tmp_path / "b", updates=4)
     path = tmp_path / "b/config.json"
     old = json.loads(path.read_text())
+    del old["seal"]
     newer = ("micro_batch", "forward_batch", "ema", "optimizer", "log_to", "sample_every")
     for name in newer:
         del old["config"][name]
@@ -176,7 +190,8 @@ def test_a_run_of_the_first_edition_is_read_and_not_continued(tmp_path):
     "Its random numbers were drawn otherwise"
     run(tmp_path, updates=4)
     path = tmp_path / "config.json"
-    first = {k: v for k, v in json.loads(path.read_text()).items() if k != "edition"}
+    later = ("edition", "seal")
+    first = {k: v for k, v in json.loads(path.read_text()).items() if k not in later}
     path.write_text(json.dumps(first))
     before = files_of(tmp_path)
     with pytest.raises(ValueError, match="of edition 1.*choose another") as error:
@@ -184,7 +199,7 @@ def test_a_run_of_the_first_edition_is_read_and_not_continued(tmp_path):
     assert "\n" not in str(error.value) and before == files_of(tmp_path)
     assert len(RunDirectory(tmp_path).metrics) == 4
     shutil.rmtree(tmp_path / "checkpoints")
-    (tmp_path / "metrics.jsonl").unlink()  # one without updates is free
+    remove_rows(tmp_path / "metrics.jsonl")  # one without updates is free
     assert len(run(tmp_path)[1].rows) == 6
 
 

@@ -121,7 +121,7 @@ def test_what_is_missing_is_empty_and_what_is_damaged_is_named(tmp_path):
     assert (run.record, run.settings, run.recipe) == ({}, {}, {})
     assert (run.prompts, run.reward_name, run.newest_checkpoint()) == (None, "", None)
     assert run.history.rows == run.history.evals == run.history.flags == []
-    assert run.load_newest() == (0, {}) and not run.begun()
+    assert run.load_newest() == (0, {}, None) and not run.begun()
     run.path.mkdir()
     (run.path / "config.json").write_text('{"flow": 3}')
     with pytest.raises(ValueError, match="is damaged .its 'flow' is no object."):

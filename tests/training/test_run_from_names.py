@@ -6,6 +6,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from vggflow.training.run_directory import RunDirectory
+
 TINY = dict(
     reward="mine.py:bright",
     prompts="a.txt",
@@ -35,7 +37,7 @@ def here(tmp_path, monkeypatch):
 
 
 def command_of(folder):
-    return json.loads((folder / "run/command.json").read_text())
+    return RunDirectory(folder / "run").settings
 
 
 def test_a_card_with_a_model_is_of_stable_diffusion_3(here, monkeypatch):

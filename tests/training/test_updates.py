@@ -17,7 +17,7 @@ from short_runs import (
     run,
 )
 
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.methods.direct import ReFL
 from vggflow.methods.method import Method
 from vggflow.methods.registry import METHODS
@@ -224,7 +224,7 @@ whole, _ = run(folder + "/a", **settings)
 run(folder + "/b", updates=4, **settings)
 again, history = run(folder + "/b", **settings)
 plain, _ = run(None, lr=1e-2)
-_, parts = RunDirectory(folder + "/b").load_newest()
+parts = RunDirectory(folder + "/b").load_newest().parts
 kinds = {value.dtype for value in parts["optimizer"].values()}
 pairs = zip(whole.parameters(), plain.parameters())
 apart = max((p - q).abs().max().item() for p, q in pairs)

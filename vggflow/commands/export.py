@@ -45,7 +45,7 @@ def read_run(
         raise ValueError(
             f"the run in {run} has no checkpoint yet: let it reach its first save_every"
         )
-    update, parts = directory.load_newest()
+    update, parts, _ = directory.load_newest()
     asked = reward_asked(directory)
     record = {**directory.record, **(dict(reward=asked) if asked else {})}
     rows = dict(evals=directory.evals, flags=directory.flags)

@@ -183,16 +183,15 @@ def adapter_of_run(
     directory = RunDirectory(folder)
     lora = "lora_rank" in (directory.record.get("flow") or {})
     if not lora and directory.checkpoints():  # a model of the user's own
-        _, parts = directory.load_newest()
+        parts = directory.load_newest().parts
         return "", {}, parts.get("ema") or parts["flow"]
     found = directory.adapter()
     if isinstance(found, Path):
         return str(found), {}, None
     settings, weights = found
-    update = int(directory.newest_checkpoint().name)
+    update = directory.load_newest().update
     print(
-        f"{folder} has not ended, it has no lora/: "
-        f"the adapter is that of its checkpoint at update {update}",
+        f"{folder} has not ended: the adapter is that of its checkpoint at update {update}",
         file=sys.stderr,
         flush=True,
     )

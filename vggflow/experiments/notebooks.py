@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..common.data import project_root
-from ..common.files import lock, print_line, read_rows, write_text
+from ..common.files import lock, print_line, write_text
 from ..common.provenance import git_commit, versions
+from ..common.seals import read_rows
 from . import warm
 from vggflow.experiments.cards import (
     check_parameters,

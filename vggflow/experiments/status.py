@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..common.data import project_root
-from ..common.files import is_locked, read_rows
+from ..common.files import is_locked
 from ..common.names import choose
+from ..common.seals import read_rows
 from vggflow.experiments.cards import (
     Card,
     experiment_names,

@@ -17,8 +17,9 @@ from itertools import product
 from pathlib import Path
 
 from ..common.data import project_root
-from ..common.files import read_rows, sha256, write_text
+from ..common.files import sha256, write_text
 from ..common.provenance import versions
+from ..common.seals import whole_rows
 from vggflow.experiments.cards import (
     PLACES,
     Card,
@@ -140,14 +141,12 @@ def _read_runs(table, dates):
 # %% ../../nbs/6_experiments/tables.ipynb #48346ab0
 def _finished_run(card):
     "Rows and record of a finished run"
-    file = card.folder / "eval.jsonl"
-    rows = [round_values(row) for row in read_rows(file)]
+    file, metrics = card.folder / "eval.jsonl", card.folder / "metrics.jsonl"
+    remedy = f"delete {card.folder / 'run.ipynb'} and call make figures again"
+    rows = [round_values(row) for row in whole_rows(file, remedy)]
     if not rows:
-        raise ValueError(
-            f"run {card.id} has no evaluations; "
-            f"delete {card.folder} and call make figures again"
-        )
-    seconds = [row.get("seconds") or 0 for row in read_rows(card.folder / "metrics.jsonl")]
+        raise ValueError(f"run {card.id} has no evaluations; {remedy}")
+    seconds = [row.get("seconds") or 0 for row in whole_rows(metrics, remedy)]
     record = dict(
         id=card.id,
         parameters=card.parameters,

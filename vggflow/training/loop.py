@@ -9,7 +9,7 @@ __all__ = ['run_loop', 'OpenRun', 'SavedRun', 'TrainingRun', 'finetune', 'train'
 # %% ../../nbs/3_training/loop.ipynb #89b3f540
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 
 from ..methods.method import Method
 from ..theory.flow import FlowModel
@@ -38,7 +38,8 @@ from vggflow.training.processes import (
     wants_shards,
 )
 from .record import own_settings, run_record
-from .run_directory import History, RunDirectory
+from .rows import History
+from .run_directory import RunDirectory
 from vggflow.training.update import (
     BadUpdate,
     TrainingState,
@@ -102,9 +103,9 @@ class OpenRun:
 
     def stored(self) -> tuple:
         "Last checkpoint and rows of the run directory"
-        update, parts = self.directory.load_newest()
-        self.directory.rewind(update)
-        return update, parts, self.directory.history
+        found = self.directory.load_newest()
+        self.directory.rewind(found.update, found.rows)
+        return found.update, found.parts, self.directory.history
 
 # %% ../../nbs/3_training/loop.ipynb #34baf0fb
 class SavedRun(OpenRun):
@@ -118,7 +119,8 @@ class SavedRun(OpenRun):
         parts = checkpoint_parts(self.state)
         with self.interrupts.deferred():
             if self.processes.main:
-                self.directory.save_checkpoint(update, **parts)
+                rows = self.history.up_to(update)
+                self.directory.save_checkpoint(update, rows, **parts)
         self.saved = update
 
     def save_when_due(self):
@@ -126,16 +128,18 @@ class SavedRun(OpenRun):
         if self.ended or self.state.update % self.config.save_every == 0:
             self.save()
 
-    def save_interrupted(self, error: BaseException):
-        "Save what an interrupted run has done"
+    def save_ended(self, error: BaseException):
+        "Save what a run has done that a signal or an error ends"
         alone = self.processes.number == 1
         by_signal = isinstance(error, Interrupted)
         if not self.interrupts.busy and (alone or by_signal):
-            self.save()
+            with nullcontext() if by_signal else suppress(OSError):
+                self.save()
         if not alone and by_signal:  # a launcher ends them all when one is gone
             self.processes.accelerator.wait_for_everyone()
         update = self.state.update
-        if self.directory and update and self.saved == update:
+        goes_on = not isinstance(error, FloatingPointError)
+        if self.directory and update and self.saved == update and goes_on:
             message = (
                 f"ended after update {update}, which is kept in {self.directory.path}: "
                 "the same call goes on"
@@ -248,15 +252,15 @@ def train(run: TrainingRun, record: dict, progress):
             warnings.simplefilter("ignore", RuntimeWarning)
         try:
             run_loop(run, bar)
-        except (Interrupted, KeyboardInterrupt) as error:
-            run.save_interrupted(error)
+        except BaseException as error:
+            run.save_ended(error)
             raise
         if run.state.average:
             run.state.flow.load_trainable_state(run.state.average)
         bar.close()
         run.trackers.finish()
     if run.directory and main and hasattr(run.state.flow, "save_lora"):
-        run.state.flow.save_lora(run.directory.path / "lora")  # as stock diffusers loads
+        run.directory.save_adapter(run.state.flow, run.state.update)
 
 # %% ../../nbs/3_training/loop.ipynb #51a9a08f
 @contextmanager

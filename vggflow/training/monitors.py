@@ -279,8 +279,18 @@ class Trackers:
         "Mirror a row"
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         named = {f"{kind}/{k}": v for k, v in numbers.items() if k != "update"}
-        for tracker in self.trackers:
-            tracker.log(named, step=row["update"])
+        for tracker in [*self.trackers]:
+            try:
+                tracker.log(named, step=row["update"])
+            except Exception as error:
+                self.trackers.remove(tracker)
+                warnings.warn(
+                    f"the tracker {type(tracker).__name__} failed at update "
+                    f"{row['update']} ({type(error).__name__}: {error}) and is left out; "
+                    "the run directory has all rows",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def finish(self):
         "Close them"

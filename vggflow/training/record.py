@@ -74,7 +74,7 @@ def is_sum(record: dict) -> bool:
 def comparable(old: dict, new: dict) -> tuple:
     "Two records, without what cannot tell runs apart"
     known = (old.get("about") or {}).keys() & (new.get("about") or {}).keys()
-    leave = {"versions", "load", "edition"}
+    leave = {"versions", "load", "edition", "command"}
     if "reward" in known and is_sum(old) and is_sum(new):
         leave.add("reward")
     both = []
