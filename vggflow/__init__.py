@@ -28,7 +28,7 @@ _PLACES = {
     "DRaFT": "methods.direct",
     "FinetuneConfig": "training.config",
     "finetune": "training.loop",
-    "History": "training.run_directory",
+    "History": "training.rows",
     "RunDirectory": "training.run_directory",
     "SD3Flow": "worlds.sd3",
     "lora_settings": "worlds.lora",

@@ -20,7 +20,7 @@ from .theory.flow import time_grid as time_grid
 from .theory.value import ValueGradient as ValueGradient
 from .training.config import FinetuneConfig as FinetuneConfig
 from .training.loop import finetune as finetune
-from .training.run_directory import History as History
+from .training.rows import History as History
 from .training.run_directory import RunDirectory as RunDirectory
 from .worlds.lora import lora_settings as lora_settings
 from .worlds.sd3 import SD3Flow as SD3Flow

@@ -89,8 +89,8 @@ SPELLED = {
 OFF = {"progress": "--quiet", "cfg_batched": "--cfg-in-turn", "resume": "--no-resume"}
 GROUPS = {
     "what is done": "world reward images reference floor prompts limit method options beta",
-    "the model": "model lora run guidance_scale true_cfg_scale negative_prompt image_size "
-    "dtype device revision",
+    "the model": "model lora run trust guidance_scale true_cfg_scale negative_prompt "
+    "image_size dtype device revision",
     "drawing": "n images_per_prompt steps shift seed batch_size compare scale no_base "
     "no_floor",
     "training": "updates lr batch_size steps shift transitions seed optimizer weight_decay "

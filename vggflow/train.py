@@ -10,6 +10,7 @@ import sys
 
 from .cli import Verb, run_verb
 from .commands.run import print_end, read_parameters, run
+from .commands.trust import check_trust
 from .worlds.world import get_world
 
 # %% ../nbs/7_commands/train.ipynb #ebbb67da
@@ -17,9 +18,11 @@ def train_card(
     card: str,  # JSON file with parameters of vggflow.commands.run.run, or a card.json
     *,
     out: str = None,  # Run directory instead of the card's; a second call resumes
+    trust: bool = False,  # Run code that the card names, as my.py:reward
 ):
     "Finetune one model as a card says, on one process or under accelerate launch"
     settings = read_parameters(card)
+    check_trust(card, settings, trust)
     if out:
         settings["out"] = out
     settings.setdefault("progress", True if sys.stderr.isatty() else "plain")

@@ -81,7 +81,7 @@ def test_a_method_of_ones_own_is_trained_and_evaluated(own, call):
     assert status == 0, err
     record = json.loads(Path("r/config.json").read_text())
     assert record["method"]["name"] == "Climb" and record["method"]["strength"] == 3
-    status, _, err = call(f"evaluate --run r --out e {JUDGED}")
+    status, _, err = call(f"evaluate --run r --trust --out e {JUDGED}")
     assert status == 0, err
     assert set(rewards_of("e")) == {"finetuned", "base"}
 
@@ -90,10 +90,12 @@ def test_a_model_and_a_reward_of_ones_own_are_trained_drawn_and_evaluated(own, c
     line = "finetune --model my.py:make_dots --method ReFL --reward my.py:warm"
     status, _, err = call(f"{line} --prompts 'a dot' --out r {FEW} --lr 0.3")
     assert status == 0, err
-    status, _, err = call("sample 'a dot' --run r --n 2 --compare --scale 1 --out d.png")
+    status, _, err = call(
+        "sample 'a dot' --run r --trust --n 2 --compare --scale 1 --out d.png"
+    )
     assert status == 0, err
     assert Image.open("d.png").size == (4 * 8, 8)
-    status, _, err = call(f"evaluate --run r --out e {JUDGED}")
+    status, _, err = call(f"evaluate --run r --trust --out e {JUDGED}")
     assert status == 0, err
     rewards = rewards_of("e")
     assert rewards["finetuned"] > rewards["base"] + 0.05

@@ -256,3 +256,26 @@ def test_a_run_of_a_model_whose_weights_have_changed_is_refused(run, model, call
     assert call("sample 'a cat' --run r --model m --out a.png")[0] == 0
     edit_flow("r/config.json", dtype="bfloat16")  # rounded in another way, not compared
     assert call("sample 'a cat' --run r --dtype fp32 --out b.png")[0] == 0
+
+
+@pytest.mark.parametrize("setting", ["reward", "model", "world"])
+def test_a_strangers_folder_runs_no_code(run, call, here, setting):
+    "Nor does a card, unless the command line says so"
+    shutil.copytree(run, "r")
+    Path("evil.py").write_text("open('ran', 'w').close()\n")
+    edit_command("r", **{setting: f"{here}/evil.py:thing"})
+    asked = "--reward redness" if setting != "reward" else ""
+    lines = (
+        f"evaluate --run r --out x {asked} --perceptual none --clip none --limit 1",
+        "sample 'a cat' --run r --out a.png",
+        "export r x",
+    )
+    for line in lines:
+        status, _, err = call(line)
+        assert "Traceback" not in err and not Path("ran").exists()
+        assert status == 0 or "look at it and say --trust" in err
+    from vggflow import train
+
+    assert train.main(["r/command.json"]) == 2 and not Path("ran").exists()
+    trusted = ["r/command.json", "--trust", "--out", "fresh"]
+    assert train.main(trusted) == 2 and Path("ran").exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .options import Count, Natural, Positive
 from .saved import load_saved, settings_of_run, world_of_run
+from .trust import check_trust
 from ..judging.inception import inception_weights
 from ..training.processes import Processes, launched
 from ..worlds.world import pipeline_world
@@ -44,6 +45,8 @@ def evaluate_model(
     device = judging_device(processes, how, images)
     wanted = prompts_of(prompts, limit, said, world, images or how.get("model"))
     texts = reward_texts(reward, said, world, images or how.get("model"))
+    if not reward:
+        check_trust(how.get("run"), dict(reward=texts[0]), how.get("trust", False))
     asked = texts, world, perceptual, clip, device
     processes.share(lambda: judges.extend(make_judges(*asked)))  # the first one judges
     tools = dict(quiet=quiet, processes=processes)
@@ -102,7 +105,7 @@ def subject_of(
 ) -> tuple:  # (what the run says, the world)
     "What is evaluated, and the world that it belongs to"
     run = how.get("run")
-    named = how.get("model") or "", how.get("lora") or ""
+    named = how.get("model") or "", how.get("lora") or "", how.get("trust", False)
     said = settings_of_run(run, *named) if run else {}
     how["model"] = how.get("model") or said.get("model")
     if images:  # of any model: judged as those of a real one

@@ -175,6 +175,7 @@ def export_run(
     *,
     model: str = None,  # Folder or hub id, if the run does not say
     force: bool = False,  # Replace files
+    trust: bool = False,  # Run code that the run names, as my.py:make_flow
 ):
     "Write a run's adapter for others: LoRA, value correction and model card"
     from vggflow.commands.options import PIPELINE
@@ -183,7 +184,7 @@ def export_run(
 
     if not out.strip():
         raise ValueError("where to? Name the folder of the export after the run's")
-    said = settings_of_run(run, model or "")
+    said = settings_of_run(run, model or "", trust=trust)
     model = model or said.get("model") or ""
     lora, own, _ = adapter_of_run(run)
     settings = chosen(said, (*PIPELINE, "correction", "correction_layers"), {})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .options import PIPELINE
+from .trust import check_trust
 from ..training.run_directory import RunDirectory
 from ..worlds.world import WORLDS, get_world, load_model
 
@@ -67,6 +68,7 @@ def settings_of_run(
     folder,  # A run directory
     model: str = "",  # Named anew, or for a run that does not say it
     lora: str = "",  # An adapter that stands in for the run's
+    trust: bool = False,  # Run the code that names its world or model
 ) -> dict:  # Parameters of `run`, and `drawn_prompts`
     "What a run says of itself; raises a one-line error for what is no run"
     directory = RunDirectory(folder)
@@ -87,6 +89,8 @@ def settings_of_run(
             "its config.json"
         )
     own = {k: v for k, v in said.items() if v is not None}
+    if not model:
+        check_trust(folder, {k: own.get(k) for k in ("world", "model")}, trust)
     return {**of_record(directory.record), **own}
 
 # %% ../../nbs/7_commands/saved.ipynb #584fe9b2
@@ -150,10 +154,11 @@ def load_saved(
     dtype: str = None,  # bfloat16, float16 or float32; the run's, else bfloat16 on a GPU
     device: str = None,  # cuda, cuda:1 or cpu
     vae_tiling: bool = None,  # Decode in tiles; as in the run
+    trust: bool = False,  # Run code that the run names, as my.py:reward
     **pipeline,  # Those named in PIPELINE
 ) -> SavedModel:
     "The model that names and a run directory mean"
-    said = settings_of_run(run, model or "", lora or "") if run else {}
+    said = settings_of_run(run, model or "", lora or "", trust) if run else {}
     of_run = run and not lora and model in (None, "", said.get("model"))
     model = model or said.get("model") or ""
     world = world_of_run(run, model, said)
