@@ -88,5 +88,5 @@ $(SITE)/.setup-stamp: site/requirements.txt
 clean-notebooks: setup ## remove execution counts and stray metadata from the notebooks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean
 
-lab: setup ## JupyterLab on the notebooks with the project's kernel
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir nbs --MultiKernelManager.default_kernel_name=vggflow $(LAB_FLAGS)
+lab: setup ## JupyterLab on the notebooks, opened at the playground
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir nbs --MultiKernelManager.default_kernel_name=vggflow --LabApp.default_url=/lab/tree/playground/emoji.ipynb $(LAB_FLAGS)
