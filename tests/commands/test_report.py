@@ -1,6 +1,8 @@
 "report.html: written when a run ends, whole in itself, and true"
 
+import base64
 import html
+import io
 import json
 import re
 import shlex
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from browser import WIDTHS, opened, too_wide
+from PIL import Image
 
 from vggflow.commands.report import write_report
 
@@ -141,6 +144,21 @@ def test_a_checkpoint_without_an_adapter_is_exported_by_a_command(reported, tmp_
     text = write_report(folder).read_text()
     assert "adapter of its checkpoint at update 2" in text
     assert code_in(text)[0] == f"vggflow export {folder} FOLDER"
+
+
+def test_large_images_stay_light(reported, tmp_path):
+    "Rows of 256 pixels and more are JPEG, and as close as one would see"
+    folder = shutil.copytree(reported, tmp_path / "r")
+    ramp = np.linspace(0, 255, 1024).astype(np.uint8)
+    sheet = np.broadcast_to(ramp[None, :, None], (512, 1024, 3))
+    for file in (folder / "samples").glob("*.png"):
+        Image.fromarray(sheet.copy()).save(file)
+    text = write_report(folder).read_text()
+    rows = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    assert len(rows) == 4
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(rows[0]))))
+    assert np.abs(shown.astype(int) - sheet[:256]).mean() < 2
+    assert 'class="small"' not in text
 
 
 @pytest.mark.parametrize("width", WIDTHS)
