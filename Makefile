@@ -18,7 +18,7 @@ PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures redraw status bench test style export readme register claims site lab clean-notebooks
+.PHONY: help setup figures redraw status bench test style export teaser readme register claims site lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
@@ -65,6 +65,9 @@ style: setup ## the form of the code, measured, and what is over a limit
 export: setup ## notebooks -> vggflow/ and README.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export && $(MAKE) -s readme
 
+teaser: setup ## figures/teaser.gif: a finetuning as a moving picture, from committed samples
+	@$(BIN)/python -m vggflow.experiments.animation
+
 readme: setup ## nbs/index.ipynb -> README.md
 	@$(BIN)/python -m vggflow.experiments.notebooks readme
 
@@ -88,5 +91,5 @@ $(SITE)/.setup-stamp: site/requirements.txt
 clean-notebooks: setup ## remove execution counts and stray metadata from the notebooks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean
 
-lab: setup ## JupyterLab on the notebooks with the project's kernel
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir nbs --MultiKernelManager.default_kernel_name=vggflow $(LAB_FLAGS)
+lab: setup ## JupyterLab on the notebooks, opened at the playground
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir nbs --MultiKernelManager.default_kernel_name=vggflow --LabApp.default_url=/lab/tree/playground/emoji.ipynb $(LAB_FLAGS)

@@ -191,7 +191,7 @@ def test_no_two_functions_share_a_name():
 
 
 VERBS = {  # a command has the name of what it calls
-    *("finetune", "sample", "evaluate", "doctor", "export", "prompts", "main"),
+    *("finetune", "sample", "evaluate", "doctor", "export", "prompts", "main", "report"),
     *("figures", "figure", "status", "cards", "run", "collect", "equations", "claims"),
 }
 

@@ -38,6 +38,7 @@ _PLACES = {
     "read_images": "judging.image_sets",
     "evaluate": "judging.evaluation",
     "gap_closed": "theory.control",
+    "write_report": "commands.report",
 }
 # What diffusers asks a library for when it loads a pipeline folder
 _OF_PIPELINES = ("EmojiCodec", "EmojiT5Encoder", "ModelMixin", "PreTrainedModel")

@@ -1,5 +1,6 @@
 "What the top level offers, as type checkers and editors see it"
 
+from .commands.report import write_report as write_report
 from .judging.evaluation import evaluate as evaluate
 from .judging.image_sets import read_images as read_images
 from .judging.prompts import load_prompts as load_prompts

@@ -9,6 +9,7 @@ __all__ = ['train_card', 'main']
 import sys
 
 from .cli import Verb, run_verb
+from .commands.report import reported
 from .commands.run import print_end, read_parameters, run
 from .commands.trust import check_trust
 from .worlds.world import get_world
@@ -28,7 +29,8 @@ def train_card(
     settings.setdefault("progress", True if sys.stderr.isatty() else "plain")
     world = get_world(settings.get("world") or "", settings.get("model") or "")
     settings["world"] = settings.get("world") or world.name
-    print_end(run(**settings, command=settings))
+    with reported(settings.get("out")):
+        print_end(run(**settings, command=settings))
 
 
 def main(

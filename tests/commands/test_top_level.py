@@ -13,7 +13,7 @@ NAMES = """FlowModel GaussianFlow MixtureFlow Trajectory time_grid sample ValueG
 Method
 VGGFlow VGGFlowPMP AdjointMatching ReFL DRaFT FinetuneConfig finetune History RunDirectory
 SD3Flow lora_settings load_flow get_reward load_prompts read_images evaluate
-gap_closed""".split()
+gap_closed write_report""".split()
 
 EXAMPLE = """
 from pathlib import Path

@@ -10,6 +10,7 @@ import contextlib
 import os
 
 from .options import Natural
+from .report import reported
 from vggflow.commands.run import (
     method_of,
     print_end,
@@ -48,7 +49,8 @@ def finetune_model(
     method = method_of(world, asked["method"], settings.get("beta") or 0.0, options)
     method.check(asked["steps"], asked["transitions"])
     settings["command"] = dict(settings)
-    with contextlib.nullcontext() if progress else quietly():
-        print_end(run(progress=progress, **settings))
-    if os.environ.get("RANK", "0") == "0":
-        print(f"run directory: {out}")
+    with reported(out):
+        with contextlib.nullcontext() if progress else quietly():
+            print_end(run(progress=progress, **settings))
+        if os.environ.get("RANK", "0") == "0":
+            print(f"run directory: {out}")
