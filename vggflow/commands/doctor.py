@@ -123,6 +123,9 @@ class PartsVisit:
 
     def check_parts(self) -> Check:
         "What the model is made of"
+        from vggflow.worlds.single_file import pipeline_home
+
+        self.model = pipeline_home(self.model, self.given.get("config"), **self.hub)
         self.seen = look_at_model(self.model, **self.hub)
         return describe_model(self.seen)
 

@@ -159,7 +159,8 @@ class Planned:
         config = {k: v for k, v in asdict(self.config).items() if v is not None}
         method = dict(name=type(self.method).__name__, **self.method.hyper)
         given = {} if built else self.options
-        names = ("guidance_scale", "lora_rank")
+        own_rank = given.get("lora_in_base", True)  # else that of the LoRA counts too
+        names = ("guidance_scale", *(["lora_rank"] if own_rank else []))
         flow = {k: given[k] for k in names if given.get(k) is not None}
         if given.get("model"):
             flow["model"] = Path(str(given["model"])).name
@@ -313,7 +314,7 @@ def portable(
     from vggflow.judging.rewards import with_paths
 
     settings = dict(settings)
-    for name in ("model", "taesd", "clip", "method", "world"):
+    for name in ("model", "config", "lora", "taesd", "clip", "method", "world"):
         if isinstance(settings.get(name), (str, Path)):
             settings[name] = str(full_object(settings[name]))
     if settings.get("embeddings"):

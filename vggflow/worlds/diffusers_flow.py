@@ -29,10 +29,11 @@ from .corrections import AdapterCorrection, TransformerCorrection
 from .decoding import ImageDecoding, tiny_decoder
 from .encodings import PromptMemory
 from .folding import FoldedAdapter
-from .lora import AdapterWeights, SwitchedAdapter
+from .lora import SavedAdapter, SwitchedAdapter
 from .pretrained import PretrainedPipeline
 from .recompute import RecomputedBlocks, attention_kernel, differentiating
 from .scheduler import scheduler_times
+from .starting import StartingAdapter
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #d254b5aa
 class GuidedVelocity:
@@ -131,7 +132,7 @@ class DescribedFlow:
             key: value for key, (value, usual) in self.settings().items() if value != usual
         }
         return dict(
-            model=Path(str(self.pipe.name_or_path or "unnamed")).name,
+            model=Path(self.loaded_from).name,
             lora_rank=adapter.r,
             lora_alpha=adapter.lora_alpha,
             lora_targets=sorted(adapter.target_modules),
@@ -144,6 +145,8 @@ class DescribedFlow:
         config = self.transformer.config
         dtype = str(next(self.transformer.parameters()).dtype).split(".")[-1]
         return dict(
+            lora=(self.lora and Path(str(self.lora)).name, None),
+            lora_in_base=(self.lora_in_base, True),
             lora_dropout=(self.transformer.peft_config["default"].lora_dropout, 0.0),
             correction=(self.correction_kind, "transformer"),
             correction_layers=(self.correction_layers, 2),
@@ -160,12 +163,12 @@ class DescribedFlow:
 
     def fingerprint(self) -> dict:
         "Checksums of the first numbers of every frozen weight: what no name can tell"
-        if "_marks" not in self.__dict__:
-            marks = dict(weights=_weights_mark(self.transformer, self.vae))
-            if self.taesd is not None:
-                marks["taesd"] = _weights_mark(self.taesd)
-            self.__dict__["_marks"] = marks
-        return self._marks
+        marks = self.__dict__.setdefault("_marks", {})
+        if not marks:
+            marks["weights"] = _weights_mark(self.transformer, self.vae)
+        if self.taesd is not None and "taesd" not in marks:
+            marks["taesd"] = _weights_mark(self.taesd)
+        return marks
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #168df789
 def _weights_mark(*nets):
@@ -177,6 +180,13 @@ def _weights_mark(*nets):
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #1237d853
 class PipelineParts:
     "The parts of a pipeline, and where they are (a part of a flow)"
+
+    single_file = None  # From which the transformer is
+
+    @property
+    def loaded_from(self) -> str:
+        "File, folder or hub id"
+        return str(self.single_file or self.pipe.name_or_path or "unnamed")
 
     @property
     def pipe(self):
@@ -206,9 +216,8 @@ class PipelineParts:
         "Take the frozen parts of a pipeline"
         if getattr(pipe.transformer, "peft_config", None):
             raise ValueError(
-                "the pipeline's transformer has an adapter already: fuse it by "
-                "pipe.fuse_lora() and pipe.unload_lora_weights(), "
-                "or load the pipeline afresh"
+                "the pipeline's transformer has an adapter already: "
+                "load the pipeline afresh, and name the adapter by lora="
             )
         check_placed(pipe)
         self._pipe = (pipe,)  # a tuple: its parts are not modules of ours
@@ -296,7 +305,8 @@ class FlowParts(
     PromptMemory,
     SwitchedAdapter,
     FoldedAdapter,
-    AdapterWeights,
+    StartingAdapter,
+    SavedAdapter,
     RecomputedBlocks,
     ImageDecoding,
     KnownVelocity,
@@ -320,6 +330,8 @@ class DiffusersFlow(FlowParts):
         lora_targets: list = None,  # Adapted layers; default all attention projections
         guidance_scale: float = 1.0,  # w in u + w (c − u); up to 1 there is none (paper: 5)
         negative_prompt: str = "",  # Of u, what guidance leads away from
+        lora=None,  # Adapter to start from: a folder, a file or a hub id
+        lora_in_base: bool = True,  # The base, which a run keeps near to, has it; else not
         lora_dropout: float = 0.0,  # Dropout before the adapter, in training only
         cfg_batched: bool = True,  # Both branches of the guidance at once; False: in turn
         detach_base: bool = False,  # Leave u out of the base's derivatives too
@@ -340,7 +352,8 @@ class DiffusersFlow(FlowParts):
         self.guidance_scale, self.cfg_batched = guidance_scale, cfg_batched
         self.negative_prompt = negative_prompt or ""
         self.detach_base = detach_base
-        self._add_adapter(lora_rank, lora_alpha, lora_targets, lora_dropout)
+        adapter = lora_rank, lora_alpha, lora_targets, lora_dropout
+        self._begin_adapter(lora, lora_in_base, *adapter)
         self._set_sizes(image_size, correction, correction_layers)
         self.max_sequence_length, self.text_batch = tokens, text_batch
         self.embeddings, self.revision = embeddings, revision

@@ -22,6 +22,7 @@ from vggflow.worlds.checks import (
     quietly,
 )
 from .diffusers_flow import DiffusersFlow
+from .single_file import pipeline_home
 from .world import Built, ImageWorld, parameters
 
 with quietly():
@@ -89,13 +90,14 @@ class SD3Flow(DiffusersFlow):
 
 # %% ../../nbs/5_worlds/sd3.ipynb #f10ec1a5
 def pipeline_flow(
-    path,  # Folder or hub id of a pipeline, or a pipeline
+    path,  # Folder or hub id of a pipeline, a single file, or a pipeline
     how: dict,  # Of the loader: revision, token, …
 ) -> type:  # Of `DiffusersFlow`
     "The class of flow that a pipeline is; raises a one-line `ValueError`"
     if isinstance(path, (str, Path)):
-        hub = ("revision", "token", "local_files_only", "cache_dir")
-        index = check_model(path, **{name: how[name] for name in hub if name in how})
+        names = ("revision", "token", "local_files_only", "cache_dir")
+        hub = {name: how[name] for name in names if name in how}
+        index = check_model(pipeline_home(path, how.get("config"), **hub), **hub)
         kind = index["_class_name"]
     else:
         kind = type(path).__name__
