@@ -102,8 +102,8 @@ GROUPS = {
     "correction correction_layers cfg_batched detach_base max_sequence_length text_batch "
     "variant local_files_only",
     "what is written": "out force save_every sample_every eval_every eval_early "
-    "eval_prompts end_noises images_per_prompt perceptual clip stop_on log_to resume "
-    "progress json quiet",
+    "eval_prompts validation_prompts end_noises images_per_prompt perceptual clip "
+    "stop_on log_to resume progress json quiet",
 }
 
 # %% ../nbs/7_commands/cli.ipynb #3ea3941a
