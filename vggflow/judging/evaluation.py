@@ -17,7 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from ..common.data import cache_folder
 from ..common.files import write_whole
-from ..common.trial import ask_reward, check_scores, reward_called
+from vggflow.common.trial import (
+    ask_reward,
+    check_scores,
+    reward_called,
+    takes_latents,
+)
 from vggflow.judging.features import (
     extractor_name,
     extractors,
@@ -102,6 +107,7 @@ def draw(
     batch_size: int = 32,  # Samples at once
     processes=None,  # `Processes` that share the work; all but the first get None
     energies: list = None,  # Is given the control energy of the samples, batch after batch
+    latents: list = None,  # Is given the last states, batch after batch
 ) -> tuple:  # Decoded samples (N, ...) in the order of the prompts, and the N prompts
     "Samples of a model on fixed noise"
     processes = processes or ONE_PROCESS
@@ -120,6 +126,9 @@ def draw(
         if energies is not None:
             spent = control_energy(flow, trajectory, own_cond).float()
             energies += _gather_batches(spent, sizes, batch_size, processes)
+        if latents is not None:
+            last = trajectory.x[-1].float()
+            latents += _gather_batches(last, sizes, batch_size, processes)
     return torch.cat(images) if processes.rank == 0 else None, cond
 
 # %% ../../nbs/4_judging/evaluation.ipynb #d7284f22
@@ -161,12 +170,12 @@ class ImageJudge:
 
     @torch.no_grad()
     def rewards(self, images, cond):
-        "Reward of every image"
+        "Reward of every image, or of every latent where it takes them"
         what = f"reward {reward_called(self.reward)!r}"
         scores = []
         for batch, prompts in _batches(images, cond):
             batch = match_device(batch, self.reward, self.device)
-            if batch.dim() == 4:  # images; states of an analytic world have no range
+            if batch.dim() == 4 and not takes_latents(self.reward):  # states have no range
                 batch = batch.clamp(0, 1)
             found = ask_reward(self.reward, batch, prompts, what=what)
             check_scores(found, what, batch, finite=False)  # a broken model has its row
@@ -233,10 +242,10 @@ class DrawingJudge(ImageJudge):
             self._left = images if drawn is True else drawn
         return self._left
 
-    def draw(self, flow, seed: int, base: bool = False, energies=None) -> tuple:
+    def draw(self, flow, seed: int, base: bool = False, **more) -> tuple:
         "Images of every prompt, and the prompts of the images"
         how = dict(batch_size=self.batch_size, processes=self.together, **self.how)
-        how |= dict(seed=seed, base=base, energies=energies)
+        how |= dict(seed=seed, base=base, **more)
         return draw(flow, self.prompts, self.n, **how)
 
 # %% ../../nbs/4_judging/evaluation.ipynb #57592054
@@ -286,15 +295,17 @@ class Evaluator(DrawingJudge):
         "Numbers of images from one noise; a sheet of the usual one"
         first = seed == self.seed
         spent = [] if self.energy else None
+        latents = [] if takes_latents(self.reward) else None
         keeps = first and self.cache and self.prompts and not self.together
+        keeps = keeps and latents is None
         if keeps and _is_base(flow):
             images, cond = _before_learning(self, flow)
         else:
-            images, cond = self.draw(flow, seed, energies=spent)
+            images, cond = self.draw(flow, seed, energies=spent, latents=latents)
         left = self.of_base(flow, images) if first and self.beside else None
         if images is None:
             return {}
-        rewards = self.rewards(images, cond)
+        rewards = self.rewards(torch.cat(latents) if latents else images, cond)
         if self.sheets and first:
             write_sheet(self.sheets, update, images, self.prompts, rewards, left)
         found = self.numbers(images, cond, rewards)

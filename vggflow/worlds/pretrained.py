@@ -17,6 +17,7 @@ from vggflow.worlds.checks import (
     GUIDANCE,
     NetworkShape,
     as_dtype,
+    as_sides,
     check_device,
     check_guidance,
     check_memory,
@@ -60,6 +61,17 @@ class PipelineFacts:
     def small_transformer(cls, config, layers: int, heads: int) -> torch.nn.Module:
         "A transformer of the flow's kind that reads three times the latents' channels"
         raise NotImplementedError(f"{cls.__name__} has no small_transformer")
+
+    @classmethod
+    def trial_latents(cls, transformer: dict, vae: dict, image_size=None):
+        "Two samples of noise of a model's configurations, to try a reward on"
+        own = cls.latent_grid(transformer)[2]
+        sides = own, own
+        if image_size is not None:
+            scale = 2 ** (len(vae["block_out_channels"]) - 1)
+            sides = [side // scale for side in as_sides(image_size)]
+        noise = torch.Generator().manual_seed(0)
+        return torch.randn(2, vae["latent_channels"], *sides, generator=noise)
 
     @staticmethod
     def last_layer(net) -> torch.nn.Linear:
