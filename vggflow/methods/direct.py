@@ -74,7 +74,7 @@ class ReFL(DirectMethod):
         end = one_step_prediction(flow, items.x, items.t, items.cond)
         rewards = reward_of(flow, items.reward, end, items.cond)
         risen = rewards.relu() if self.relu else rewards
-        return -risen.mean(), dict(reward=rewards.mean().item())
+        return -risen.mean(), dict(reward=rewards.mean().detach())
 
 # %% ../../nbs/2_methods/direct.ipynb #d5c96a5a
 class DRaFT(DirectMethod):
@@ -114,7 +114,7 @@ class DRaFT(DirectMethod):
         rewards = [reward_of(flow, items.reward, x, items.cond) for x in ends]
         rewards = torch.stack(rewards)
         risen = rewards.relu() if self.relu else rewards
-        return -risen.mean(), dict(reward=rewards.mean().item())
+        return -risen.mean(), dict(reward=rewards.mean().detach())
 
 # %% ../../nbs/2_methods/direct.ipynb #20dc8351
 def last_steps(

@@ -315,6 +315,7 @@ def in_portions(
 def _follow(velocity, x, cond, times, method, progress):
     "States and velocities of all steps, stacked"
     states, velocities = [x], []
+    lengths = times.diff().tolist()  # at once: each number of a GPU is waited for
     steps = range(len(times) - 1)
     if progress:
         from tqdm.auto import tqdm
@@ -322,7 +323,7 @@ def _follow(velocity, x, cond, times, method, progress):
         steps = tqdm(steps)
     for k in steps:
         t = times[k].to(x.device).expand(len(x))
-        h = (times[k + 1] - times[k]).item()
+        h = lengths[k]
         v = velocity(x, t, cond)
         if method == "midpoint":
             v = velocity(x + h / 2 * v, t + h / 2, cond)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..theory.flow import FlowModel, time_grid
 from vggflow.worlds.checks import (
     Size,
+    as_dtype,
     as_sides,
     check_guidance,
     check_placed,
@@ -159,6 +160,8 @@ class DescribedFlow:
             t5=(self._has_t5, True),
             vae_tiling=(bool(getattr(self.vae, "use_tiling", False)), False),
             dtype=(dtype, "float32"),
+            tf32=(self.tf32, False),
+            decoder_dtype=(str(self.vae.dtype).split(".")[-1], dtype),
         )
 
     def fingerprint(self) -> dict:
@@ -366,10 +369,17 @@ class DiffusersFlow(FlowParts):
         vae_slicing: bool = False,  # Decode one image at a time
         decode_checkpointing: bool = False,  # With gradients: image by image, recomputed
         gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
+        decoder_dtype=None,  # Of the decoder where it is not the model's: float32
+        tf32: bool = False,  # float32 products in TF32, in this whole process: on a GPU
         compile=False,  # True or a backend: torch.compile of calls without gradients
         fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
     ):
         "Set what trades time, memory and precision; all off by default"
+        self.tf32 = tf32
+        if tf32:
+            torch.set_float32_matmul_precision("high")
+        if decoder_dtype is not None:
+            self.vae.to(as_dtype(decoder_dtype))
         if taesd is not None:
             tiny = tiny_decoder(taesd, self.latent_channels)
             self.taesd = tiny.to(self.device, self.vae.dtype)

@@ -217,8 +217,14 @@ class PretrainedPipeline(CheckedPipeline):
                 net = cls.transformer_class, path, home, dtype, revision
                 load["transformer"] = transformer_of_file(*net, **hub)
             hub |= dict(revision=revision, variant=variant)
-            pipe = cls._load_pipeline(home, dtype, load, hub)
-        flow = cls(pipe, **adapter, revision=revision, **own).to(device or "cpu")
+            kinds = dtype
+            if own.get("decoder_dtype"):
+                kinds = dict(vae=as_dtype(own["decoder_dtype"]))
+                kinds["default"] = dtype or torch.float32
+            pipe = cls._load_pipeline(home, kinds, load, hub)
+        flow = cls(pipe, **adapter, revision=revision, **own)
+        if device or not load.get("device_map"):  # which has placed them
+            flow.to(device or "cpu")
         if not isinstance(path, cls.pipeline_class):
             flow.single_file = str(path) if is_single_file(path) else None
             known = dict(adapter, dtype=dtype, revision=revision, variant=variant)
