@@ -26,7 +26,7 @@ from .commands.options import PIPELINE, Setting, docstring, gathered
 MODEL = (
     "worlds.diffusers_flow:DiffusersFlow.__init__",
     "worlds.flux:FluxFlow.__init__",
-    "worlds.diffusers_flow:DiffusersFlow.configure",
+    "worlds.diffusers_flow:ConfiguredFlow.configure",
     "worlds.pretrained:PretrainedPipeline.from_pretrained",
 )
 RUN = ("commands.run:run", "commands.run:Looks", "training.config:FinetuneConfig")

@@ -78,7 +78,7 @@ def accumulate_gradients(
             row[name] = row.get(name, 0.0) + share * value
     return row
 
-
+# %% ../../nbs/3_training/update.ipynb #e641468f
 def as_floats(
     rows: list,  # dicts of numbers and tensors of one number
 ) -> list:  # The same, of floats

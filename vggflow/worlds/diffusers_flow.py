@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GuidedVelocity', 'KnownVelocity', 'DescribedFlow', 'PipelineParts', 'CorrectionMaking', 'LatentShape', 'FlowParts',
-           'DiffusersFlow']
+           'ConfiguredFlow', 'DiffusersFlow']
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #8b268358
 import hashlib
@@ -319,8 +319,40 @@ class FlowParts(
 ):
     "All parts of a flow that is a pipeline"
 
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #f4cfdeff
+class ConfiguredFlow(FlowParts):
+    "What trades time, memory and precision (a part of a flow)"
+
+    def configure(
+        self,
+        taesd=None,  # Folder, hub id or `AutoencoderTiny` for decoding with gradients
+        vae_tiling: bool = False,  # Decode in tiles
+        vae_slicing: bool = False,  # Decode one image at a time
+        decode_checkpointing: bool = False,  # With gradients: image by image, recomputed
+        gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
+        decoder_dtype=None,  # Of the decoder where it is not the model's: float32
+        tf32: bool = False,  # float32 products in TF32, in this whole process: on a GPU
+        compile=False,  # True or a backend: torch.compile of calls without gradients
+        fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
+    ):
+        "Set what trades time, memory and precision; all off by default"
+        self.tf32 = tf32
+        if tf32:
+            torch.set_float32_matmul_precision("high")
+        if decoder_dtype is not None:
+            self.vae.to(as_dtype(decoder_dtype))
+        if taesd is not None:
+            tiny = tiny_decoder(taesd, self.latent_channels)
+            self.taesd = tiny.to(self.device, self.vae.dtype)
+        self._save_decoder_memory(vae_tiling, vae_slicing, decode_checkpointing)
+        self.gradient_checkpointing(gradient_checkpointing)
+        self.fold = fold
+        how = {} if compile is True else dict(backend=compile)
+        calls = (self.transformer, self.vae.decode) if compile else ()
+        self.__dict__["_compiled"] = tuple(torch.compile(call, **how) for call in calls)
+
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #b8fef5bf
-class DiffusersFlow(FlowParts):
+class DiffusersFlow(ConfiguredFlow):
     "A pipeline with a LoRA adapter; the base is the same network with the adapter off"
 
     usual_lr = 5e-4  # the paper's
@@ -361,31 +393,3 @@ class DiffusersFlow(FlowParts):
         self.max_sequence_length, self.text_batch = tokens, text_batch
         self.embeddings, self.revision = embeddings, revision
         self.configure(**options)
-
-    def configure(
-        self,
-        taesd=None,  # Folder, hub id or `AutoencoderTiny` for decoding with gradients
-        vae_tiling: bool = False,  # Decode in tiles
-        vae_slicing: bool = False,  # Decode one image at a time
-        decode_checkpointing: bool = False,  # With gradients: image by image, recomputed
-        gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
-        decoder_dtype=None,  # Of the decoder where it is not the model's: float32
-        tf32: bool = False,  # float32 products in TF32, in this whole process: on a GPU
-        compile=False,  # True or a backend: torch.compile of calls without gradients
-        fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
-    ):
-        "Set what trades time, memory and precision; all off by default"
-        self.tf32 = tf32
-        if tf32:
-            torch.set_float32_matmul_precision("high")
-        if decoder_dtype is not None:
-            self.vae.to(as_dtype(decoder_dtype))
-        if taesd is not None:
-            tiny = tiny_decoder(taesd, self.latent_channels)
-            self.taesd = tiny.to(self.device, self.vae.dtype)
-        self._save_decoder_memory(vae_tiling, vae_slicing, decode_checkpointing)
-        self.gradient_checkpointing(gradient_checkpointing)
-        self.fold = fold
-        how = {} if compile is True else dict(backend=compile)
-        calls = (self.transformer, self.vae.decode) if compile else ()
-        self.__dict__["_compiled"] = tuple(torch.compile(call, **how) for call in calls)

@@ -165,10 +165,10 @@ class PromptEncoding(TextEncoders):
             for start in range(0, len(prompts), size):
                 self._look_up(prompts[start : start + size])
 
-# %% ../../nbs/5_worlds/encodings.ipynb #f04fd08e
+# %% ../../nbs/5_worlds/encodings.ipynb #6856909d
 MOST_HERE = 512  # Prompts whose encodings stay on a flow's device
 
-
+# %% ../../nbs/5_worlds/encodings.ipynb #f04fd08e
 class PromptMemory(PromptEncoding):
     "Where the encodings of a flow are found and kept (a part of a flow)"
 
@@ -180,10 +180,8 @@ class PromptMemory(PromptEncoding):
 
     def _here(self, found: dict) -> dict:
         "Encodings on the flow's device, where those of a few hundred prompts stay"
-        here = {
-            name: tuple(part.to(self.device) for part in encoding)
-            for name, encoding in found.items()
-        }
+        place = self.device
+        here = {name: tuple(x.to(place) for x in parts) for name, parts in found.items()}
         if len(self._cache) <= MOST_HERE:
             self._cache.update(here)
         return here
