@@ -34,6 +34,7 @@ _PLACES = {
     "lora_settings": "worlds.lora",
     "load_flow": "worlds.world",
     "get_reward": "judging.rewards",
+    "latent_reward": "judging.rewards",
     "load_prompts": "judging.prompts",
     "read_images": "judging.image_sets",
     "evaluate": "judging.evaluation",

@@ -5,6 +5,7 @@ from .judging.evaluation import evaluate as evaluate
 from .judging.image_sets import read_images as read_images
 from .judging.prompts import load_prompts as load_prompts
 from .judging.rewards import get_reward as get_reward
+from .judging.rewards import latent_reward as latent_reward
 from .methods.costate import AdjointMatching as AdjointMatching
 from .methods.costate import VGGFlowPMP as VGGFlowPMP
 from .methods.direct import DRaFT as DRaFT

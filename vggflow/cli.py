@@ -26,7 +26,7 @@ from .commands.options import PIPELINE, Setting, docstring, gathered
 MODEL = (
     "worlds.diffusers_flow:DiffusersFlow.__init__",
     "worlds.flux:FluxFlow.__init__",
-    "worlds.diffusers_flow:DiffusersFlow.configure",
+    "worlds.diffusers_flow:ConfiguredFlow.configure",
     "worlds.pretrained:PretrainedPipeline.from_pretrained",
 )
 RUN = ("commands.run:run", "commands.run:Looks", "training.config:FinetuneConfig")
@@ -88,22 +88,24 @@ SPELLED = {
     "options": ("--option",),
 }
 OFF = {"progress": "--quiet", "cfg_batched": "--cfg-in-turn", "resume": "--no-resume"}
+OFF["lora_in_base"] = "--base-without-lora"
 GROUPS = {
     "what is done": "world reward images reference floor prompts limit method options beta",
-    "the model": "model lora run trust guidance_scale true_cfg_scale negative_prompt "
-    "image_size dtype device revision",
+    "the model": "model config lora run trust guidance_scale true_cfg_scale "
+    "negative_prompt image_size dtype device revision",
     "drawing": "n images_per_prompt steps shift seed batch_size compare scale no_base "
     "no_floor",
     "training": "updates lr batch_size steps shift transitions seed optimizer weight_decay "
     "grad_clip schedule ema",
     "memory": "micro_batch forward_batch gradient_checkpointing decode_checkpointing taesd "
-    "vae_tiling vae_slicing compile embeddings",
-    "adapter and correction": "lora_rank lora_alpha lora_dropout lora_targets correction "
-    "correction_layers cfg_batched detach_base max_sequence_length text_batch variant "
-    "local_files_only",
+    "vae_tiling vae_slicing decoder_dtype tf32 "
+    "compile embeddings",
+    "adapter and correction": "lora_rank lora_alpha lora_dropout lora_targets lora_in_base "
+    "correction correction_layers cfg_batched detach_base max_sequence_length text_batch "
+    "variant local_files_only",
     "what is written": "out force save_every sample_every eval_every eval_early "
-    "eval_prompts end_noises images_per_prompt perceptual clip stop_on log_to resume "
-    "progress json quiet",
+    "eval_prompts validation_prompts end_noises images_per_prompt perceptual clip "
+    "stop_on log_to resume progress json quiet",
 }
 
 # %% ../nbs/7_commands/cli.ipynb #3ea3941a

@@ -79,10 +79,13 @@ def test_counts_are_those_of_the_loaded_model(models, name, encoders):
     assert own == {k: count_weights(net) for k, net in seen["nets"].items()}
     plan = MemoryPlan(resolution=16, batch_size=2, lora_rank=3, dtype="float32")
     estimate = memory_estimate(plan, seen)
-    assert estimate["transformer"] == 4 * own["transformer"]
+    tables = flow.transformer.pos_embed.pos_embed.numel()
+    assert estimate["transformer"] == 4 * (own["transformer"] + tables)
     assert estimate["decoder"] == 4 * own["vae"]
     assert estimate["adapter"] == 16 * adapter
-    assert estimate["correction"] == 16 * count_weights(flow.make_correction())
+    nu = flow.make_correction()
+    table = 4 * nu.net.pos_embed.pos_embed.numel()
+    assert estimate["correction"] == 16 * count_weights(nu) + table
 
 
 def test_estimate_moves_as_it_should(models):
@@ -154,7 +157,7 @@ def test_a_plain_reward_is_tried_where_the_run_will_be(here, monkeypatch):
     (here / "r.py").write_text("def f(x, p): return x.mean((1, 2, 3))\n")
     seen = []
 
-    def note_device(reward, name="", device=""):
+    def note_device(reward, images=None, name="", device=""):
         seen.append(device)
         return []
 

@@ -11,6 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from vggflow import SD3Flow, lora_settings
 from vggflow.common.seals import read_sealed, write_sealed
 from vggflow.theory.flow import sample
+from vggflow.worlds.adapters import read_adapter
 
 
 def snippets(card):
@@ -32,6 +33,18 @@ def test_export(run, call, here):
     status, _, err = call(f"export {run} given")
     assert status == 2 and "given" in err and "--force" in err
     assert call(f"export {run} given --force")[0] == 0
+
+
+def test_the_exported_adapter_is_as_strong_as_the_trained_one(call, here, model, fast):
+    "Also where alpha is not the rank"
+    line = f"finetune --model {model} --reward redness --prompts 'a cat' --method ReFL"
+    assert call(f"{line} --lora-alpha 16 --out r {fast}")[0] == 0
+    status, _, err = call("export r given")
+    assert status == 0, err
+    trained, given = (read_adapter(place).factors for place in ("r/lora", "given"))
+    for layer, (down, up) in trained.items():
+        assert torch.equal(down, given[layer][0]) and torch.equal(up, given[layer][1])
+    assert max(up.abs().max() for _, up in trained.values()) > 0
 
 
 def test_the_record_alone_knows_the_reward(run, here):

@@ -12,7 +12,7 @@ import vggflow
 NAMES = """FlowModel GaussianFlow MixtureFlow Trajectory time_grid sample ValueGradient
 Method
 VGGFlow VGGFlowPMP AdjointMatching ReFL DRaFT FinetuneConfig finetune History RunDirectory
-SD3Flow lora_settings load_flow get_reward load_prompts read_images evaluate
+SD3Flow lora_settings load_flow get_reward latent_reward load_prompts read_images evaluate
 gap_closed write_report""".split()
 
 EXAMPLE = """

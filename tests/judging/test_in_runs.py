@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_flux import make_tiny_flux
 from tiny_sd3 import make_tiny_sd3
+from tiny_z_image import make_tiny_z_image
 from toys import brightness
 
 from vggflow.commands.run import run
@@ -72,6 +74,49 @@ def test_a_run_leaves_sheets_rows_and_prompts(tmp_path):
     assert (cells - base.clamp(0, 1)).abs().max() < 1 / 250
     last = read_sheet(sheets / "00004.png")
     assert (last - first).abs().max() > 0.02
+
+
+def test_sheets_of_prompts_of_ones_own_have_the_base_on_the_left(tmp_path):
+    "At the cadence that is asked for, from the same noise; evaluations are of them too"
+    asked = tmp_path / "mine.txt"
+    asked.write_text("a fish\na cat\nan owl\n")
+    out = tmp_path / "run"
+    how = dict(out=out, updates=4, eval_every=4, sample_every=2, save_every=2, lr=0.01)
+    run(**{**SMALL, **how, "validation_prompts": str(asked), "energy": True})
+    prompts = ["a fish", "a cat", "an owl"]
+    for folder in ("sheets", "samples"):
+        assert json.loads((out / folder / "prompts.json").read_text()) == prompts
+    sheets = [read_sheet(out / f"sheets/{update:05d}.png") for update in (0, 2, 4)]
+    assert [sheet.shape for sheet in sheets] == [(3 * 64, 8 * 64, 3)] * 3
+    left, right = zip(*[sheet.chunk(2, 1) for sheet in sheets])
+    assert torch.equal(left[0], right[0])
+    assert torch.equal(left[0], left[1]) and torch.equal(left[0], left[2])
+    assert (right[2] - left[2]).abs().max() > 0.02
+    # a run that goes on draws the same base, and training does not notice the prompts
+    rows = read_rows(out / "metrics.jsonl")
+    other = tmp_path / "other"
+    run(**{**SMALL, **how, "out": other, "sample_every": 0, "updates": 2})
+    how["validation_prompts"] = prompts
+    run(**{**SMALL, **how, "out": other})
+    for kind in ("loss", "reward"):
+        again = [row[kind] for row in read_rows(other / "metrics.jsonl")]
+        assert again == [row[kind] for row in rows]
+    assert torch.equal(read_sheet(other / "sheets/00004.png"), sheets[2])
+
+
+@pytest.mark.parametrize("make", [make_tiny_sd3, make_tiny_flux, make_tiny_z_image])
+def test_they_are_encoded_before_the_text_encoders_go(tmp_path, make):
+    how = dict(method="ReFL", reward="redness", batch_size=2, steps=2, updates=1)
+    how |= dict(images_per_prompt=1, perceptual="none", sample_every=1, eval_every=1)
+    own = dict(model=str(make(tmp_path / "model")), image_size=16, max_sequence_length=16)
+    run(**how, **own, prompts=["a cat"], validation_prompts=["a dog"], out=tmp_path / "run")
+    assert read_sheet(tmp_path / "run/sheets/00001.png").shape == (16, 8 * 16, 3)
+    assert read_sheet(tmp_path / "run/samples/00001.png").shape == (16, 16, 3)
+
+
+def test_prompts_to_be_judged_need_a_model_with_prompts():
+    with pytest.raises(ValueError, match="validation_prompts need a model with prompts"):
+        run(world="gaussian", validation_prompts=["a cat"], updates=1, progress=False)
 
 
 def test_a_row_of_the_emoji_world():

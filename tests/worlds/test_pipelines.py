@@ -270,14 +270,14 @@ def brightness(images, prompts=None):
     return images[..., :half].mean((1, 2, 3)) + images.mean((1, 2, 3)).square()
 
 
-def method_gradient(flow, method):
+def method_gradient(flow, method, reward=brightness):
     "Loss and gradient of a method's first update in the adapter, the same noise for all"
     made = METHODS[method]()
     if hasattr(made, "learn"):
         made.learn = False  # the network ν is the flow's own; see the test of it
     samples = Samples.draw(flow, TWO, time_grid(4), indices=range(2), transitions=2, seed=5)
-    made.setup(flow, brightness)
-    items = made.prepare(flow, brightness, samples)
+    made.setup(flow, reward)
+    items = made.prepare(flow, reward, samples)
     loss, _ = made.loss(flow, items)
     return loss, torch.autograd.grad(loss, flow.trainable_parameters())
 
@@ -433,7 +433,7 @@ def test_what_is_unusual_is_in_the_record(tiny):
 def test_the_doctor_knows_its_size_and_its_correction(tiny, name):
     from vggflow.commands.doctor import check_sizes_of, memory_plan
     from vggflow.commands.memory import correction_size, memory_estimate
-    from vggflow.commands.parts import count_weights, look_at_model
+    from vggflow.commands.parts import count_numbers, count_weights, look_at_model
 
     seen, flow = look_at_model(tiny[name]), open_flow(tiny[name])
     config, net = seen["configs"]["transformer"], flow.make_correction()
@@ -447,7 +447,7 @@ def test_the_doctor_knows_its_size_and_its_correction(tiny, name):
         plan = memory_plan(given, "VGG-Flow", {}, seen, 2)
         assert plan.branches == branches
         estimate = memory_estimate(plan, seen)
-        assert estimate["transformer"] == 4 * count_weights(seen["nets"]["transformer"])
+        assert estimate["transformer"] == 4 * count_numbers(seen["nets"]["transformer"])
 
 
 def test_full_sizes_have_as_many_weights_as_is_published():

@@ -123,6 +123,9 @@ class PartsVisit:
 
     def check_parts(self) -> Check:
         "What the model is made of"
+        from vggflow.worlds.single_file import pipeline_home
+
+        self.model = pipeline_home(self.model, self.given.get("config"), **self.hub)
         self.seen = look_at_model(self.model, **self.hub)
         return describe_model(self.seen)
 
@@ -138,12 +141,20 @@ class PartsVisit:
 
     def check_one_reward(self) -> str:
         "Whether the reward gives numbers with a gradient, where the run will be"
-        from vggflow.common.trial import check_reward
+        from vggflow.common.trial import check_reward, takes_latents
 
         self.loaded = load_any_reward(self.reward, self.device)
         where = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        notes = check_reward(self.loaded, name=self.reward, device=where)
-        good = f"{self.reward}: one finite number per image, with a gradient"
+        latents, thing = None, "image"
+        if takes_latents(self.loaded):
+            if not self.seen:
+                found = f"{self.reward} takes latents, and is not tried"
+                return Check("reward", "warning", found, "name the model: --model")
+            configs = self.seen["configs"]["transformer"], self.seen["configs"]["vae"]
+            size = self.given.get("image_size")
+            latents, thing = self.seen["flow"].trial_latents(*configs, size), "latent"
+        notes = check_reward(self.loaded, latents, name=self.reward, device=where)
+        good = f"{self.reward}: one finite number per {thing}, with a gradient"
         return "; ".join([good, *notes])
 
 # %% ../../nbs/7_commands/doctor.ipynb #3cede8a3

@@ -170,8 +170,13 @@ def make_judges(texts: list, world, perceptual, clip, device: str) -> tuple:
 
 def check_measurable(reward, name: str, device: str):
     "A reward must give a number for each of two images; a gradient is not needed here"
-    from vggflow.common.trial import check_reward
+    from vggflow.common.trial import check_reward, takes_latents
 
+    if takes_latents(reward):
+        raise ValueError(
+            f"{name} takes latents, and files of images have none: its numbers stand in "
+            "the run's eval.jsonl; in Python vggflow.evaluate judges a loaded model"
+        )
     try:
         check_reward(reward, name=name, device=device)
     except ValueError as e:

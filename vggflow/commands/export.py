@@ -179,7 +179,7 @@ def export_run(
 ):
     "Write a run's adapter for others: LoRA, value correction and model card"
     from vggflow.commands.options import PIPELINE
-    from vggflow.commands.saved import adapter_of_run, chosen, settings_of_run
+    from vggflow.commands.saved import adapter_of_run, chosen, inside_base, settings_of_run
     from vggflow.worlds.world import load_model
 
     if not out.strip():
@@ -189,6 +189,7 @@ def export_run(
     lora, own, _ = adapter_of_run(run)
     settings = chosen(said, (*PIPELINE, "correction", "correction_layers"), {})
     settings["guidance_scale"] = said.get("guidance_scale")
+    settings["base_lora"] = inside_base(said)
     dtype = "bfloat16" if model else "float32"  # the adapter is float32 all the same
     flow = load_model(model, lora, dtype, "cpu", **settings, **own)
     print(export_lora(flow, out, run=run, force=force))

@@ -17,6 +17,7 @@ from vggflow.commands.run import (
     run,
     run_defaults,
 )
+from ..judging.prompts import load_prompts
 from ..worlds.world import get_world
 
 # %% ../../nbs/7_commands/finetune.ipynb #96d64beb
@@ -40,9 +41,9 @@ def finetune_model(
     world = get_world(settings.get("world") or "", settings.get("model") or "")
     settings["world"] = settings.get("world") or world.name
     if prompts:
-        from vggflow.judging.prompts import load_prompts
-
         settings["prompts"] = load_prompts(prompts, limit)
+    if settings.get("validation_prompts"):
+        settings["validation_prompts"] = load_prompts(settings["validation_prompts"])
     settings.update(out=str(out), eval_prompts=eval_prompts)
     asked = {**run_defaults(), **{k: v for k, v in settings.items() if v is not None}}
     options = settings.get("options")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OLDEST', 'WATCHED', 'AWAY', 'GATED', 'Check', 'tried', 'checks_as_text', 'check_versions', 'check_python',
-           'check_package', 'check_torchvision', 'check_place', 'plural', 'check_launch', 'hub_silence', 'check_hub']
+           'check_package', 'check_torchvision', 'build_of', 'check_place', 'plural', 'check_launch', 'hub_silence',
+           'check_hub']
 
 # %% ../../nbs/7_commands/installation.ipynb #7a8f8d62
 import functools
@@ -117,7 +118,18 @@ def check_torchvision() -> Check:
 
     command = "pip install -c constraints.txt torchvision"
     remedy = f"reinstall it with torch {torch.__version__}: {command}"
+    builds = build_of(have), build_of(torch.__version__)
+    if "cpu" in builds and builds[0] != builds[1] and builds[0]:
+        found = (
+            f"{have} is built for {builds[0]}, torch {torch.__version__} for {builds[1]}"
+        )
+        return Check("torchvision", "failed", found, remedy)
     return tried("torchvision", import_it, remedy)
+
+
+def build_of(version: str) -> str:
+    "What a version of torch or torchvision was built for: cpu, cu126; empty if not said"
+    return version.partition("+")[2]
 
 # %% ../../nbs/7_commands/installation.ipynb #eb74e5f1
 def check_place(device: str = "", dtype: str = "") -> Check:

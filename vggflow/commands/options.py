@@ -26,7 +26,7 @@ Positive = Annotated[float, "more than 0"]
 
 # Of the settings of a pipeline, those by which a saved model is loaded
 PIPELINE = ("image_size", "negative_prompt", "revision", "max_sequence_length", "variant")
-PIPELINE += ("local_files_only", "true_cfg_scale")
+PIPELINE += ("local_files_only", "true_cfg_scale", "config", "decoder_dtype")
 
 
 @dataclass(frozen=True)

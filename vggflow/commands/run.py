@@ -19,7 +19,7 @@ from ..common.names import choose
 from ..common.perceptual import own_perceptual
 from ..common.trial import try_on_flow
 from ..judging.evaluation import Evaluator
-from ..judging.prompts import evenly
+from ..judging.prompts import evenly, load_prompts
 from ..methods.registry import get_method, make_method
 from ..training.config import MAY_CHANGE, FinetuneConfig
 from ..training.diagnostics import stop_names
@@ -59,6 +59,7 @@ def run(
     numbers = dict(updates=updates, lr=lr, save_every=save_every, eval_every=eval_every)
     config = FinetuneConfig(**numbers, **taken(more, LOOP))
     looks = Looks(**taken(more, LOOKS))
+    looks.validation_prompts = load_prompts(looks.validation_prompts)
     if place.has_images:  # the record says which
         looks.perceptual = looks.perceptual or own_perceptual(place.name)
     own = {**more, **(dict(model=model) if model else {})}
@@ -81,12 +82,17 @@ class Looks:
     "How a run is looked at while it trains"
 
     eval_prompts: int = 0  # Prompts of an evaluation, evenly spaced; 0: all
+    validation_prompts: list = ()  # Others than the run's, for evaluations and sheets
     images_per_prompt: Count = 16  # Of an evaluation
     perceptual: str = ""  # efficientnet, dreamsim, dreamsim-emoji, none; empty: the world's
     clip: str = ""  # Folder or hub id of a CLIP for diversity and alignment, or none
     energy: bool = False  # Also how far from the base the flow drives: ∫‖ṽ‖² dt
     own_noise: bool = False  # Noise of evaluations follows the seed; else all runs share it
     end_noises: Count = 1  # Noises of the last evaluation of images; the row is their mean
+
+    def judged(self, prompts: list, limit: int) -> list:
+        "The validation prompts, or some of the run's"
+        return list(self.validation_prompts) or evenly(prompts, limit)
 
 
 LOOKS = tuple(f.name for f in fields(Looks))
@@ -159,7 +165,8 @@ class Planned:
         config = {k: v for k, v in asdict(self.config).items() if v is not None}
         method = dict(name=type(self.method).__name__, **self.method.hyper)
         given = {} if built else self.options
-        names = ("guidance_scale", "lora_rank")
+        own_rank = given.get("lora_in_base", True)  # else that of the LoRA counts too
+        names = ("guidance_scale", *(["lora_rank"] if own_rank else []))
         flow = {k: given[k] for k in names if given.get(k) is not None}
         if given.get("model"):
             flow["model"] = Path(str(given["model"])).name
@@ -203,6 +210,10 @@ class RunPlan(Planned):
 
     def run_loop(self, made, fresh: bool, about: dict, resume: bool, progress: bool):
         "The loop itself, on what was built"
+        judged = self.looks.validation_prompts
+        if judged and hasattr(made.flow, "remember"):
+            made.flow.remember(made.prompts)  # first, and in batches of their own
+            made.flow.remember(judged)
         if fresh:
             self.world.prepare(made)
         how = dict(resume=resume, progress=progress, stop_on=self.stop_on, about=about)
@@ -250,8 +261,11 @@ def watches_of(
     at_once = min(8, config.forward_batch or 8)
     sampler = dict(steps=config.steps, shift=config.shift, processes=processes)
     watches = {}
+    if plan.looks.validation_prompts and not made.prompts:
+        raise ValueError("validation_prompts need a model with prompts: leave them out")
     if config.eval_every:
         looks = asdict(plan.looks)
+        looks.pop("validation_prompts")
         shown = looks.pop("eval_prompts")
         if looks.pop("own_noise"):  # an evaluation takes three seeds in a row
             looks["seed"] = 12345 + 10 * config.seed
@@ -260,7 +274,7 @@ def watches_of(
             made,
             reward_name=plan.reward or plan.world.default_reward,
             beta=getattr(plan.method, "beta", 1.0),
-            prompts=made.prompts and evenly(made.prompts, shown),
+            prompts=made.prompts and plan.looks.judged(made.prompts, shown),
             sheets=folder and folder / "samples",
             forward_batch=config.forward_batch,
             **looks,
@@ -272,15 +286,16 @@ def watches_of(
 
 # %% ../../nbs/7_commands/run.ipynb #1c8a0b2e
 def sheets_of(plan: RunPlan, made, folder, **sampler):
-    "An evaluator that writes sheets of samples of eight prompts"
+    "An evaluator that writes sheets of the validation prompts, or of eight of the run's"
     if not made.prompts:
         raise ValueError(
             f"sample_every={plan.config.sample_every} writes sheets of images: "
             "it needs a model with prompts"
         )
     sheets = folder and folder / "sheets"
-    shown = evenly(made.prompts, 8)
-    return Evaluator(made.flow, made.reward, shown, 4, sheets=sheets, **sampler)
+    shown = plan.looks.judged(made.prompts, 8)
+    how = dict(sheets=sheets, beside=True, **sampler)
+    return Evaluator(made.flow, made.reward, shown, 4, **how)
 
 # %% ../../nbs/7_commands/run.ipynb #f014ec4f
 def full_path(path):
@@ -313,7 +328,7 @@ def portable(
     from vggflow.judging.rewards import with_paths
 
     settings = dict(settings)
-    for name in ("model", "taesd", "clip", "method", "world"):
+    for name in ("model", "config", "lora", "taesd", "clip", "method", "world"):
         if isinstance(settings.get(name), (str, Path)):
             settings[name] = str(full_object(settings[name]))
     if settings.get("embeddings"):

@@ -8,6 +8,7 @@ __all__ = ['sample_sheet', 'write_sheet']
 # %% ../../nbs/4_judging/sheets.ipynb #d0e63328
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..common.files import write_json
@@ -37,6 +38,7 @@ def write_sheet(
     images,  # (N, 3, H, W) in [0, 1]
     prompts,  # list[str], in the order of the images
     rewards,  # (N,)
+    base=None,  # The base model's from the same noise, shown on the left of each row
 ):
     "Write the sheet of an evaluation, the mean reward of each prompt, and the prompts"
     folder, name = Path(folder), f"{update:05d}"
@@ -44,4 +46,7 @@ def write_sheet(
     means = rewards.view(len(prompts), -1).mean(1).tolist()
     reward = dict(zip(prompts, means))
     write_json(folder / f"{name}.json", dict(reward=reward), indent=None)
-    save_image(folder / f"{name}.png", sample_sheet(images, len(prompts)))
+    sheet = sample_sheet(images, len(prompts))
+    if base is not None:
+        sheet = np.hstack([sample_sheet(base, len(prompts)), sheet])
+    save_image(folder / f"{name}.png", sheet)

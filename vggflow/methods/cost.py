@@ -20,7 +20,7 @@ from vggflow.methods.method import (
     gather_transitions,
     stratified_transitions,
 )
-from ..theory.flow import expand_as, sample
+from ..theory.flow import expand_as, reward_of, sample
 from ..theory.value import reward_gradient, score
 
 # %% ../../nbs/2_methods/cost.ipynb #5e1e00a7
@@ -169,7 +169,7 @@ def reference_gradient(flow, reward, x, t, cond):
     "Gradient of the predicted reward with respect to the state, through the velocity"
     y = x.detach().requires_grad_()
     end = y + (1 - expand_as(t, y)) * both_branches(flow)(y, t, cond)
-    return torch.autograd.grad(reward(flow.decode(end), cond).sum(), y)[0]
+    return torch.autograd.grad(reward_of(flow, reward, end, cond).sum(), y)[0]
 
 
 def both_branches(flow):
@@ -193,7 +193,7 @@ def reference_update(flow, reward, samples: Samples):
     "An update with the passes of the authors' preview, for each sample and transition"
     with torch.no_grad():
         path = sample(flow, samples.x0, samples.times, samples.cond)
-        reward(flow.decode(path.x1), samples.cond)
+        reward_of(flow, reward, path.x1, samples.cond)
     k = stratified_transitions(samples)
     x, t, _, cond = gather_transitions(path, k, samples.cond)
     v = both_branches(flow)(x, t, cond)

@@ -50,7 +50,7 @@ class CostateMethod(TransitionMethod):
         x, t, v, cond = gather_transitions(path, k, samples.cond)
         a, known = self.after_steps(flow, path, samples, k)
         known = known | self.targets(samples, k, a)
-        logs = dict(reward=rewards.mean().item())
+        logs = dict(reward=rewards.mean())
         return Items(cond, samples.times, reward, logs, x=x, t=t, v=v, **known)
 
     def after_steps(self, flow, path, samples, k) -> tuple:

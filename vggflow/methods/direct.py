@@ -16,6 +16,7 @@ from vggflow.theory.flow import (
     FlowModel,
     GaussianFlow,
     one_step_prediction,
+    reward_of,
     sample,
     time_grid,
 )
@@ -71,9 +72,9 @@ class ReFL(DirectMethod):
     def loss(self, flow, items):
         "Minus the reward of the one-step prediction"
         end = one_step_prediction(flow, items.x, items.t, items.cond)
-        rewards = items.reward(flow.decode(end), items.cond)
+        rewards = reward_of(flow, items.reward, end, items.cond)
         risen = rewards.relu() if self.relu else rewards
-        return -risen.mean(), dict(reward=rewards.mean().item())
+        return -risen.mean(), dict(reward=rewards.mean().detach())
 
 # %% ../../nbs/2_methods/direct.ipynb #d5c96a5a
 class DRaFT(DirectMethod):
@@ -110,9 +111,10 @@ class DRaFT(DirectMethod):
         "Minus the reward at the end of the last K steps"
         starts = [x.contiguous() for x in items.starts.unbind(1)]
         ends = [last_steps(self, flow, x, items.times, items.cond) for x in starts]
-        rewards = torch.stack([items.reward(flow.decode(x), items.cond) for x in ends])
+        rewards = [reward_of(flow, items.reward, x, items.cond) for x in ends]
+        rewards = torch.stack(rewards)
         risen = rewards.relu() if self.relu else rewards
-        return -risen.mean(), dict(reward=rewards.mean().item())
+        return -risen.mean(), dict(reward=rewards.mean().detach())
 
 # %% ../../nbs/2_methods/direct.ipynb #20dc8351
 def last_steps(

@@ -190,7 +190,7 @@ class TruncatedAdjoint(VGGFlowPMP):
         miss = self.value(*to, items.factors, items.rg) - items.target
         terms = dict(matching=self.residual(flow, items), consistency=miss)
         terms = {k: mean_square(miss) / self.value.unit**2 for k, miss in terms.items()}
-        return sum(terms.values()), {name: term.item() for name, term in terms.items()}
+        return sum(terms.values()), {name: term.detach() for name, term in terms.items()}
 
 # %% ../../nbs/2_methods/estimates.ipynb #7fb27b94
 ESTIMATES = (EndGradient, CalibratedEta, LookAhead, TruncatedAdjoint, CoarseAdjoint)

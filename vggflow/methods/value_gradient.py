@@ -97,7 +97,7 @@ class VGGFlowItems(TransitionMethod):
         known = dict(x=x, t=t, v=v, x_to=x_to, t_to=t_to, v_to=v_to)
         known |= dict(rg=rg, factors=factors)
         known |= self.known_for_correction(samples, path, k) if self.learn else {}
-        logs = dict(reward=rewards.mean().item())
+        logs = dict(reward=rewards.mean())
         return Items(cond, samples.times, reward, logs, **known)
 
     def known_for_correction(self, samples, path, k) -> dict:
@@ -153,7 +153,7 @@ class VGGFlow(VGGFlowItems):
     def loss(self, flow, items):
         "The sum of the losses of (15)"
         terms = loss_terms(self, flow, items)
-        return sum(terms.values()), {name: term.item() for name, term in terms.items()}
+        return sum(terms.values()), {name: term.detach() for name, term in terms.items()}
 
     def memory(self):
         "As any method on transitions, and a correction"

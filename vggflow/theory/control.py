@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .flow import FlowModel, GaussianFlow, Trajectory, expand_as, sample
+from vggflow.theory.flow import (
+    FlowModel,
+    GaussianFlow,
+    Trajectory,
+    expand_as,
+    reward_of,
+    sample,
+)
 
 # %% ../../nbs/1_theory/control.ipynb #34a68a0b
 def _pushes(flow, path, cond):
@@ -46,7 +53,7 @@ def control_cost(
     "λ/2 ∫‖ṽ‖² dt − r(x_1) along the Euler trajectory of the sampler (6)"
     tr = sample(flow, x0, times, cond, base=base)
     energy = 0.0 if base else control_energy(flow, tr, cond)
-    return lam / 2 * energy - reward(flow.decode(tr.x1), cond)
+    return lam / 2 * energy - reward_of(flow, reward, tr.x1, cond)
 
 # %% ../../nbs/1_theory/control.ipynb #d48daf25
 def controlled_cost(
@@ -64,7 +71,7 @@ def controlled_cost(
         h = times[k + 1] - times[k]
         x = x + h * (flow.base_velocity(x, times[k].expand(len(x)), cond) + uk)
         energy = energy + h * uk.flatten(1).pow(2).sum(1)
-    return x, lam / 2 * energy - reward(flow.decode(x), cond)
+    return x, lam / 2 * energy - reward_of(flow, reward, x, cond)
 
 # %% ../../nbs/1_theory/control.ipynb #622c2606
 def _minimise(loss, weights, iters):

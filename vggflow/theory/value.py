@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .flow import FlowModel, expand_as, in_portions
+from .flow import FlowModel, expand_as, in_portions, reward_of
 
 # %% ../../nbs/1_theory/value.ipynb #95bb6dd1
 def _quadratic_eta(t):
@@ -96,7 +96,7 @@ def reward_gradient(
     "Gradient of the reward of the decoded states with respect to them"
 
     def total(y, cond):
-        return reward(flow.decode(y), cond).float().sum()
+        return reward_of(flow, reward, y, cond).float().sum()
 
     gradient = _nested_gradient if under_transform() else _plain_gradient
     return in_portions(partial(gradient, total), "with_gradients", x, cond)
@@ -127,7 +127,7 @@ def score(
     "The reward of the decoded states, without a graph"
 
     def rewards(x, cond):
-        return reward(flow.decode(x), cond)
+        return reward_of(flow, reward, x, cond)
 
     return in_portions(rewards, "without_gradients", x, cond)
 

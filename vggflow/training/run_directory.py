@@ -356,13 +356,18 @@ class AdapterFolder(Weights):
         "The folder lora/, or (settings, weights) of a run that has not ended"
         if self.adapter_is_newest():
             return self.path / "lora"
-        flow = self.record.get("flow") or {}
-        if "lora_rank" not in flow or not self.checkpoints():
+        settings = self.adapter_settings
+        if not settings or not self.checkpoints():
             raise no_adapter(self.path)
         parts = self.load_newest().parts
-        names = ("lora_rank", "lora_alpha", "lora_targets")
-        settings = {name: flow[name] for name in names if name in flow}
         return settings, parts.get("ema") or parts["flow"]
+
+    @property
+    def adapter_settings(self) -> dict:
+        "Rank, alpha and layers of the adapter, as `load_flow` takes them"
+        flow = self.record.get("flow") or {}
+        names = ("lora_rank", "lora_alpha", "lora_targets")
+        return {name: flow[name] for name in names if name in flow}
 
 # %% ../../nbs/3_training/run_directory.ipynb #4fef60e3
 def no_adapter(path: Path) -> FileNotFoundError:

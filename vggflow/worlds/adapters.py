@@ -7,6 +7,7 @@ __all__ = ['ADAPTER_FILES', 'adapter_file', 'read_tensors', 'said_of', 'place_of
            'scale_of', 'Adapter', 'read_adapter']
 
 # %% ../../nbs/5_worlds/adapters.ipynb #9625c3f4
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -224,6 +225,15 @@ class Adapter:
     def rank(self) -> int:
         "The largest rank of a layer"
         return max(len(down) for down, _ in self.factors.values())
+
+    def checksum(self) -> str:
+        "A name for its contents"
+        content = hashlib.sha256()
+        for name, factors in sorted(self.factors.items()):
+            content.update(name.encode())
+            for factor in factors:
+                content.update(factor.contiguous().numpy())
+        return content.hexdigest()[:16]
 
 
 def read_adapter(

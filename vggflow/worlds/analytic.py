@@ -14,7 +14,13 @@ import torch
 from ..common.names import choose, is_import_path
 from ..judging.rewards import get_reward
 from ..theory.control import control_cost, gap_closed, least_cost
-from ..theory.flow import AnalyticFlow, GaussianFlow, MixtureFlow, sample
+from vggflow.theory.flow import (
+    AnalyticFlow,
+    GaussianFlow,
+    MixtureFlow,
+    reward_of,
+    sample,
+)
 from .world import Built, World
 
 # %% ../../nbs/5_worlds/analytic.ipynb #1249d0a4
@@ -37,7 +43,7 @@ class RewardEvaluator:
     def __call__(self, flow, update=0) -> dict:
         with torch.no_grad():
             x1 = sample(flow, self.x0, self.times).x1
-        reward = self.reward(flow.decode(x1), None).detach()
+        reward = reward_of(flow, self.reward, x1).detach()
         problem = flow, self.reward, self.x0, self.times, self.lam
         with torch.enable_grad():
             numbers = self.compare(*problem)

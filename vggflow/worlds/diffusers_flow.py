@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GuidedVelocity', 'KnownVelocity', 'DescribedFlow', 'PipelineParts', 'CorrectionMaking', 'LatentShape', 'FlowParts',
-           'DiffusersFlow']
+           'ConfiguredFlow', 'DiffusersFlow']
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #8b268358
 import hashlib
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..theory.flow import FlowModel, time_grid
 from vggflow.worlds.checks import (
     Size,
+    as_dtype,
     as_sides,
     check_guidance,
     check_placed,
@@ -29,10 +30,11 @@ from .corrections import AdapterCorrection, TransformerCorrection
 from .decoding import ImageDecoding, tiny_decoder
 from .encodings import PromptMemory
 from .folding import FoldedAdapter
-from .lora import AdapterWeights, SwitchedAdapter
+from .lora import SavedAdapter, SwitchedAdapter
 from .pretrained import PretrainedPipeline
 from .recompute import RecomputedBlocks, attention_kernel, differentiating
 from .scheduler import scheduler_times
+from .starting import StartingAdapter
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #d254b5aa
 class GuidedVelocity:
@@ -131,7 +133,7 @@ class DescribedFlow:
             key: value for key, (value, usual) in self.settings().items() if value != usual
         }
         return dict(
-            model=Path(str(self.pipe.name_or_path or "unnamed")).name,
+            model=Path(self.loaded_from).name,
             lora_rank=adapter.r,
             lora_alpha=adapter.lora_alpha,
             lora_targets=sorted(adapter.target_modules),
@@ -144,6 +146,8 @@ class DescribedFlow:
         config = self.transformer.config
         dtype = str(next(self.transformer.parameters()).dtype).split(".")[-1]
         return dict(
+            lora=(self.lora and Path(str(self.lora)).name, None),
+            lora_in_base=(self.lora_in_base, True),
             lora_dropout=(self.transformer.peft_config["default"].lora_dropout, 0.0),
             correction=(self.correction_kind, "transformer"),
             correction_layers=(self.correction_layers, 2),
@@ -156,16 +160,18 @@ class DescribedFlow:
             t5=(self._has_t5, True),
             vae_tiling=(bool(getattr(self.vae, "use_tiling", False)), False),
             dtype=(dtype, "float32"),
+            tf32=(self.tf32, False),
+            decoder_dtype=(str(self.vae.dtype).split(".")[-1], dtype),
         )
 
     def fingerprint(self) -> dict:
         "Checksums of the first numbers of every frozen weight: what no name can tell"
-        if "_marks" not in self.__dict__:
-            marks = dict(weights=_weights_mark(self.transformer, self.vae))
-            if self.taesd is not None:
-                marks["taesd"] = _weights_mark(self.taesd)
-            self.__dict__["_marks"] = marks
-        return self._marks
+        marks = self.__dict__.setdefault("_marks", {})
+        if not marks:
+            marks["weights"] = _weights_mark(self.transformer, self.vae)
+        if self.taesd is not None and "taesd" not in marks:
+            marks["taesd"] = _weights_mark(self.taesd)
+        return marks
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #168df789
 def _weights_mark(*nets):
@@ -177,6 +183,13 @@ def _weights_mark(*nets):
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #1237d853
 class PipelineParts:
     "The parts of a pipeline, and where they are (a part of a flow)"
+
+    single_file = None  # From which the transformer is
+
+    @property
+    def loaded_from(self) -> str:
+        "File, folder or hub id"
+        return str(self.single_file or self.pipe.name_or_path or "unnamed")
 
     @property
     def pipe(self):
@@ -206,9 +219,8 @@ class PipelineParts:
         "Take the frozen parts of a pipeline"
         if getattr(pipe.transformer, "peft_config", None):
             raise ValueError(
-                "the pipeline's transformer has an adapter already: fuse it by "
-                "pipe.fuse_lora() and pipe.unload_lora_weights(), "
-                "or load the pipeline afresh"
+                "the pipeline's transformer has an adapter already: "
+                "load the pipeline afresh, and name the adapter by lora="
             )
         check_placed(pipe)
         self._pipe = (pipe,)  # a tuple: its parts are not modules of ours
@@ -296,7 +308,8 @@ class FlowParts(
     PromptMemory,
     SwitchedAdapter,
     FoldedAdapter,
-    AdapterWeights,
+    StartingAdapter,
+    SavedAdapter,
     RecomputedBlocks,
     ImageDecoding,
     KnownVelocity,
@@ -306,8 +319,40 @@ class FlowParts(
 ):
     "All parts of a flow that is a pipeline"
 
+# %% ../../nbs/5_worlds/diffusers_flow.ipynb #f4cfdeff
+class ConfiguredFlow(FlowParts):
+    "What trades time, memory and precision (a part of a flow)"
+
+    def configure(
+        self,
+        taesd=None,  # Folder, hub id or `AutoencoderTiny` for decoding with gradients
+        vae_tiling: bool = False,  # Decode in tiles
+        vae_slicing: bool = False,  # Decode one image at a time
+        decode_checkpointing: bool = False,  # With gradients: image by image, recomputed
+        gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
+        decoder_dtype=None,  # Of the decoder where it is not the model's: float32
+        tf32: bool = False,  # float32 products in TF32, in this whole process: on a GPU
+        compile=False,  # True or a backend: torch.compile of calls without gradients
+        fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
+    ):
+        "Set what trades time, memory and precision; all off by default"
+        self.tf32 = tf32
+        if tf32:
+            torch.set_float32_matmul_precision("high")
+        if decoder_dtype is not None:
+            self.vae.to(as_dtype(decoder_dtype))
+        if taesd is not None:
+            tiny = tiny_decoder(taesd, self.latent_channels)
+            self.taesd = tiny.to(self.device, self.vae.dtype)
+        self._save_decoder_memory(vae_tiling, vae_slicing, decode_checkpointing)
+        self.gradient_checkpointing(gradient_checkpointing)
+        self.fold = fold
+        how = {} if compile is True else dict(backend=compile)
+        calls = (self.transformer, self.vae.decode) if compile else ()
+        self.__dict__["_compiled"] = tuple(torch.compile(call, **how) for call in calls)
+
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #b8fef5bf
-class DiffusersFlow(FlowParts):
+class DiffusersFlow(ConfiguredFlow):
     "A pipeline with a LoRA adapter; the base is the same network with the adapter off"
 
     usual_lr = 5e-4  # the paper's
@@ -320,6 +365,8 @@ class DiffusersFlow(FlowParts):
         lora_targets: list = None,  # Adapted layers; default all attention projections
         guidance_scale: float = 1.0,  # w in u + w (c − u); up to 1 there is none (paper: 5)
         negative_prompt: str = "",  # Of u, what guidance leads away from
+        lora=None,  # Adapter to start from: a folder, a file or a hub id
+        lora_in_base: bool = True,  # The base, which a run keeps near to, has it; else not
         lora_dropout: float = 0.0,  # Dropout before the adapter, in training only
         cfg_batched: bool = True,  # Both branches of the guidance at once; False: in turn
         detach_base: bool = False,  # Leave u out of the base's derivatives too
@@ -340,29 +387,9 @@ class DiffusersFlow(FlowParts):
         self.guidance_scale, self.cfg_batched = guidance_scale, cfg_batched
         self.negative_prompt = negative_prompt or ""
         self.detach_base = detach_base
-        self._add_adapter(lora_rank, lora_alpha, lora_targets, lora_dropout)
+        adapter = lora_rank, lora_alpha, lora_targets, lora_dropout
+        self._begin_adapter(lora, lora_in_base, *adapter)
         self._set_sizes(image_size, correction, correction_layers)
         self.max_sequence_length, self.text_batch = tokens, text_batch
         self.embeddings, self.revision = embeddings, revision
         self.configure(**options)
-
-    def configure(
-        self,
-        taesd=None,  # Folder, hub id or `AutoencoderTiny` for decoding with gradients
-        vae_tiling: bool = False,  # Decode in tiles
-        vae_slicing: bool = False,  # Decode one image at a time
-        decode_checkpointing: bool = False,  # With gradients: image by image, recomputed
-        gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
-        compile=False,  # True or a backend: torch.compile of calls without gradients
-        fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
-    ):
-        "Set what trades time, memory and precision; all off by default"
-        if taesd is not None:
-            tiny = tiny_decoder(taesd, self.latent_channels)
-            self.taesd = tiny.to(self.device, self.vae.dtype)
-        self._save_decoder_memory(vae_tiling, vae_slicing, decode_checkpointing)
-        self.gradient_checkpointing(gradient_checkpointing)
-        self.fold = fold
-        how = {} if compile is True else dict(backend=compile)
-        calls = (self.transformer, self.vae.decode) if compile else ()
-        self.__dict__["_compiled"] = tuple(torch.compile(call, **how) for call in calls)

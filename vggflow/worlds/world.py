@@ -191,6 +191,7 @@ class ImageWorld(EvaluatedWorld):
         lora="",  # Folder of an adapter; empty: the base model
         dtype: str = "",  # Default bfloat16 on a GPU, float32 on the CPU
         device: str = "",  # Default a GPU for a model that is named, if there is one
+        base_lora="",  # Folder of an adapter inside the base
         **settings,  # Of the flow: guidance_scale, ...
     ):  # A FlowModel
         "A model with its adapter"
@@ -200,6 +201,8 @@ class ImageWorld(EvaluatedWorld):
         place = self._loading_place(model, dtype, device)
         settings = {key: value for key, value in settings.items() if value is not None}
         adapter = lora_settings(lora) if lora else {}
+        if base_lora:
+            adapter["lora"] = base_lora
         with quietly():
             flow = self.load_flow(model, **{**adapter, **settings, **place})
         if lora:
@@ -237,10 +240,10 @@ class OwnModel(ImageWorld):
         "The flow alone"
         return load_flow(name, **settings)
 
-    def load(self, model="", lora="", dtype="", device="", **settings):
+    def load(self, model="", lora="", dtype="", device="", base_lora="", **settings):
         "A flow with an adapter, where it has `load_lora`"
         settings = {key: value for key, value in settings.items() if value is not None}
-        place = dict(dtype=dtype, device=device)
+        place = dict(dtype=dtype, device=device, lora=base_lora)
         flow = load_flow(model, **settings, **{k: v for k, v in place.items() if v})
         if lora:
             flow.load_lora(lora)
@@ -301,7 +304,7 @@ def options_of_worlds() -> set:
     return set().union(*(get_world(name).options() for name in WORLDS))
 
 # %% ../../nbs/5_worlds/world.ipynb #34501022
-PATHS = {"taesd"}
+PATHS = {"taesd", "lora", "config"}
 PLACE = {"token", "device", "local_files_only", "cache_dir", "embeddings", "proxies"}
 
 
@@ -317,11 +320,11 @@ def flow_recipe(
 
 
 def _written(value, is_path: bool = True):
-    "An argument as JSON has it; a folder by its whole path"
+    "An argument as JSON has it; a file or folder by its whole path"
     if isinstance(value, torch.dtype):
         return str(value).split(".")[-1]
     if isinstance(value, (str, Path)):
-        whole = is_path and os.path.isdir(value)
+        whole = is_path and os.path.exists(value)
         return os.path.abspath(value) if whole else str(value)
     return list(value) if isinstance(value, (tuple, set)) else value
 

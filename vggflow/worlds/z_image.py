@@ -91,7 +91,8 @@ class ZImageFlow(ZImageFacts, DiffusersFlow):
 
     def call_transformer(self, net, x, t, context, mask) -> Tensor:
         "Velocity: diffusers' output, whose sign the pipeline turns"
-        prompts = [own[: int(n)] for own, n in zip(context, mask.sum(1))]
+        lengths = mask.float().sum(1).tolist()  # in bfloat16 257 ones are 256
+        prompts = [own[: int(n)] for own, n in zip(context, lengths)]
         latents = list(x.unsqueeze(2).unbind(0))
         out = net(latents, t, prompts, return_dict=False)[0]
         return torch.stack(list(out)).squeeze(2)

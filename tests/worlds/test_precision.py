@@ -1,0 +1,158 @@
+"What a GPU is asked to do, as far as a CPU can tell: precision, waiting, places, graphs"
+
+import warnings
+
+import pytest
+import torch
+from test_pipelines import KINDS, TWO, T, brightness, open_flow
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vggflow.commands import installation
+from vggflow.methods.registry import METHODS
+from vggflow.theory.value import reward_gradient
+from vggflow.training.config import FinetuneConfig
+from vggflow.training.loop import finetune
+from vggflow.worlds.emoji import load_emoji
+
+NAMES = ("sd3", "dev", "z_image")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "Folders of tiny pipelines"
+    root = tmp_path_factory.mktemp("pipelines")
+    return {name: KINDS[name].make(root / name) for name in NAMES}
+
+
+class Waits(TorchDispatchMode):
+    "Counts numbers that are fetched from tensors: on a GPU each is waited for"
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def waits_of_an_update(folder, method, micro_batch):
+    "Numbers fetched by a run of one update"
+    flow = open_flow(folder, shake=0)
+    how = dict(updates=1, batch_size=2, steps=4, transitions=4, lr=1e-3)
+    config = FinetuneConfig(**how, micro_batch=micro_batch)
+    with Waits() as waits:
+        finetune(flow, brightness, METHODS[method](), config, prompts=TWO, progress=False)
+    return waits.count
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_of_a_batch_are_not_waited_for(tiny, method):
+    "Eight parts fetch as many numbers as one"
+    whole, parts = (waits_of_an_update(tiny["sd3"], method, size) for size in (0, 1))
+    assert parts == whole
+
+
+def test_a_decoder_in_float32_mends_the_gradient_of_a_model_in_bfloat16():
+    "By what share the gradient of a reward is off, with the error of the decoder alone"
+    x = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, how in dict(
+        exact={},
+        half=dict(dtype="bfloat16"),
+        mended=dict(dtype="bfloat16", decoder_dtype="float32"),
+    ).items():
+        flow = load_emoji(**how)
+        assert flow.transformer.dtype == (torch.float32 if not how else torch.bfloat16)
+        found[name] = reward_gradient(flow, brightness, x)
+    off = {
+        name: ((gradient - found["exact"]).norm() / found["exact"].norm()).item()
+        for name, gradient in found.items()
+    }
+    print(off)
+    assert 1e-3 < off["half"] < 2e-2 and off["mended"] < 1e-5
+    assert load_emoji(decoder_dtype="float32").describe().get("decoder_dtype") is None
+    assert flow.describe()["decoder_dtype"] == "float32"
+
+
+def test_tf32_is_one_setting():
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert load_emoji(tf32=True).describe()["tf32"]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert "tf32" not in load_emoji().describe()
+
+
+def test_encodings_stay_on_the_models_device(tiny, monkeypatch):
+    "Known, they are not copied again"
+    flow = open_flow(tiny["sd3"])
+    flow.remember(TWO)
+    place = torch.device("meta")
+    monkeypatch.setattr(type(flow), "device", place)
+    context, pooled = flow.encode(TWO)
+    kept = [part for name in TWO for part in flow._cache[name]]
+    assert {part.device for part in (context, pooled, *kept)} == {place}
+
+
+def test_all_tokens_of_a_long_prompt_are_counted_in_bfloat16(tiny):
+    "A sum of 257 ones in bfloat16 is 256"
+    flow = open_flow(tiny["z_image"], shake=0, dtype="bfloat16", max_sequence_length=300)
+    x, seen = flow.prior(1), []
+
+    def note(latents, t, prompts, return_dict):
+        seen.append([len(prompt) for prompt in prompts])
+        return [latents]
+
+    context = torch.zeros(1, 300, 16, dtype=torch.bfloat16)
+    mask = (torch.arange(300) < 257)[None].to(torch.bfloat16)
+    flow.call_transformer(note, x, T[:1], context, mask)
+    assert seen == [[257]]
+
+
+def test_what_a_device_map_has_placed_is_not_moved(tiny, monkeypatch):
+    from vggflow.worlds.diffusers_flow import DiffusersFlow
+
+    moved = []
+    monkeypatch.setattr(DiffusersFlow, "to", lambda self, *a: moved.append(a) or self)
+    open_flow(tiny["sd3"], device_map="cpu")
+    assert not moved
+    open_flow(tiny["sd3"])
+    assert moved == [("cpu",)]
+
+
+@pytest.mark.parametrize("name", ["sd3", "dev"])
+def test_the_transformer_is_one_graph(tiny, name):
+    "As torch.compile sees it; Z-Image's own code in diffusers breaks it in seven places"
+    flow = open_flow(tiny[name], **KINDS[name].plain)
+    x, encodings = flow.prior(2), flow.encode(TWO)
+
+    def call():
+        return flow.call_transformer(flow.transformer, x, T, *encodings)
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen = torch._dynamo.explain(call)()
+    assert seen.graph_break_count == 0, seen.break_reasons
+
+
+@pytest.mark.parametrize(
+    "have,torch_is,status",
+    [
+        ("0.28.0+cu130", "2.13.0+cpu", "failed"),
+        ("0.28.0+cpu", "2.13.0+cu130", "failed"),
+        ("0.28.0", "2.13.0+cpu", "ok"),
+        ("0.28.0+cpu", "2.13.0+cpu", "ok"),
+    ],
+)
+def test_builds_of_torch_and_torchvision_that_differ_are_named(
+    monkeypatch, have, torch_is, status
+):
+    monkeypatch.setattr(installation.metadata, "version", lambda name: have)
+    monkeypatch.setattr(torch, "__version__", torch_is)
+    check = installation.check_torchvision()
+    assert check.status == status
+    if status == "failed":
+        assert have in check.found and torch_is in check.found
+        assert "pip install -c constraints.txt torchvision" in check.remedy
