@@ -18,7 +18,7 @@ PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures redraw status bench test style export teaser readme register claims site lab clean-notebooks
+.PHONY: help setup figures redraw status bench test style export teaser readme register claims site site-test lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
@@ -80,8 +80,12 @@ claims: setup ## the pages that follow from data/results, README.md and claims.j
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/$$p.ipynb || exit 1; done
 	@$(BIN)/vggflow claims --write && $(MAKE) -s readme
 
-site: $(SITE)/.setup-stamp ## the notebooks as web pages, in _site/html (an environment of its own; nothing is executed)
+site: $(SITE)/.setup-stamp ## the notebooks as web pages, in _site/html (an environment of its own; nothing is executed); VGGFLOW_REPOSITORY=OWNER/NAME adds launch links
 	@$(SITE)/bin/python site/build.py
+
+site-test: site ## every page of the site in Chromium, at both widths (needs Chromium; a page of each kind is in `make test`)
+	@$(SITE)/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar off -q $(PIP_FLAGS) -r site/requirements-test.txt
+	@$(SITE)/bin/python tests/site/walk.py _site/html --kinds && $(SITE)/bin/python tests/site/walk.py _site/html
 
 $(SITE)/.setup-stamp: site/requirements.txt
 	@echo "[site] making $(SITE)"; $(PYTHON) -m venv --clear $(SITE)
