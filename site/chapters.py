@@ -9,8 +9,9 @@ from pathlib import Path
 
 import gallery
 import register
-from places import ROOT, chapter_numbers, on_the_site, page_of
+from places import ROOT, on_the_site, page_of
 from prose import Prose
+from words import title
 
 PATHS = """```{toctree}
 :hidden:
@@ -62,6 +63,12 @@ def only_imports(text: str) -> bool:
     "Whether a cell does nothing but import"
     body = ast.parse(re.sub(r"^[%!].*", "", text, flags=re.M)).body
     return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+
+def only_shows(cell: dict, text: str) -> bool:
+    "Whether a cell does nothing but show prose that the package made"
+    kinds = [kind for output in cell["outputs"] for kind in output.get("data", {})]
+    return text.startswith("Markdown(") and "text/markdown" in kinds
 
 
 def definitions(text: str) -> list:
@@ -133,7 +140,7 @@ class Page:
         exports = self.module and "export" in names
         shown += ["export"] if exports else []
         shown += ["hide-input"] if only_imports(text) else []
-        shown += ["remove-input"] if "echo:" in names else []
+        shown += ["remove-input"] if "echo:" in names or only_shows(cell, text) else []
         outputs = [self.output(output) for output in joined_outputs(cell["outputs"])]
         alt = alternative(text, self.heading)
         metadata = dict(tags=shown, mystnb=dict(image=dict(alt=alt)))
@@ -182,9 +189,10 @@ def stage(
     kept = json.loads(notebook.read_text(encoding="utf8"))
     page = Page(notebook)
     cells = [part for cell in kept["cells"] for part in page.cells(cell)]
-    number = chapter_numbers().get(page.name)
-    if number:
-        cells[0]["source"] = cells[0]["source"].replace("# ", f"# {number} ", 1)
+    first = re.sub(
+        r"^# .+$", f"# {title(page.name)}", cells[0]["source"], count=1, flags=re.M
+    )
+    cells[0]["source"] = first
     cells = special(page.name, cells)
     cells.insert(1, markdown(page.head()))
     kept["cells"] = [dict(cell, id=f"c{k}") for k, cell in enumerate(cells)]

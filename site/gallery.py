@@ -7,7 +7,7 @@ import re
 import sys
 from functools import cache
 
-from places import ROOT
+from places import CONTENTS, ROOT
 from words import title as page_title
 
 sys.path.insert(0, str(ROOT))
@@ -43,7 +43,12 @@ def title(name: str) -> str:
     "How a figure is called, with what it shows"
     if name.startswith("fig") or name == "table1":
         return figure_title(name)
-    return name.replace("-", " ").capitalize()
+    return CONTENTS["figures"].get(name) or template_title(name)
+
+
+def template_title(name: str) -> str:
+    "What the template of a figure is called"
+    return page_title(f"experiments/{records()[name]['template']}")
 
 
 def about(name: str) -> str:
@@ -70,7 +75,7 @@ def alt(name: str) -> str:
 def short(value) -> str:
     "A number with three digits"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return "–" if value is None else str(value).replace("|", "\\|")
 
 
@@ -100,10 +105,11 @@ def published_end(number: str, metric: str, series: str) -> float | None:
 
 def series_of(row: dict, vary: str) -> str:
     "The name that the paper's data give to a series"
-    steps = 20
-    shares = {k: f"rate={k / steps:g}" for k in (5, 10)}
-    names = dict(beta=lambda v: f"beta={v:g}", eta=lambda v: f"eta={v}")
-    names["transitions"] = lambda v: shares.get(v, "")
+    names = {
+        "beta": lambda beta: f"beta={2500 * beta:.0e}".replace("e+0", "e"),
+        "eta": lambda eta: f"eta={eta}",
+        "transitions": lambda count: f"rate={count / 20:g}",  # of 20 steps
+    }
     return names.get(vary, str)(row[vary])
 
 
@@ -112,7 +118,9 @@ def beside_the_paper(name: str, record: dict) -> str:
     vary = record.get("vary", "")
     rows = []
     for row in record["numbers"]:
-        cells = [f"{row[vary]}"]
+        cells = [row[vary]]
+        if vary == "beta":
+            cells = [f"{row[vary]:g} ({series_of(row, vary)})"]
         for metric, (theirs, _) in METRICS.items():
             spread = row.get(f"{metric}_sd_over_seeds")
             pm = f" ± {short(spread)}" if spread is not None else ""
@@ -238,7 +246,7 @@ def figure_page(name: str) -> str:
     "The page of one figure"
     record = records()[name]
     command = f"vggflow figures {name} --profile {record['profile']}"
-    parts = [f"# {title(name)}", f"> {about(name)}"]
+    parts = [f"# {title(name)}", f"> {words_of(name)}"]
     parts += [f"```{{image}} {name}.png\n:alt: {alt(name)}\n```"]
     parts += [record.get("caption", "")]
     parts += [f"```sh\n{command}\n```", f"{links(name)}\n\n{made_by(record)}"]
@@ -267,9 +275,10 @@ def numbers_part(name: str, record: dict) -> list:
 
 
 def words_of(name: str) -> str:
-    "What a card says of a figure: what its template draws, and of which experiment"
-    kind = page_title(f"experiments/{records()[name]['template']}")
-    return about(name) if not name.startswith("fig") else f"{kind} · {about(name)}"
+    "What a figure shows: what its template draws, and of which experiment"
+    kind = template_title(name)
+    named = name.startswith("fig") and not kind.startswith("Figure")
+    return f"{kind} · {about(name)}" if named else about(name)
 
 
 def card(name: str, up: str) -> str:

@@ -150,7 +150,7 @@ def body_of(node: Definition, comments: dict, page: str, named: str = "") -> str
     rows = [[row[k] for k in used] for row in rows]
     says = (ast.get_docstring(node) or "").strip()
     link = source_link(named or node.name, page)
-    parts = [f"{says} {link}", table(tuple(head[k] for k in used), rows)]
+    parts = [f"{link} {says}", table(tuple(head[k] for k in used), rows)]
     parts.append(returned(node, comments))
     return "\n\n".join(part for part in parts if part)
 

@@ -5,7 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from places import FLOORS, HERE, NBS, chapter_numbers, notebooks, page_of
+from places import CONTENTS, FLOORS, HERE, NBS, chapter_numbers, notebooks, page_of
 from places import chapters as chapters_of
 
 PAGES = HERE / "pages"
@@ -21,6 +21,7 @@ def cells(page: str) -> tuple:
 def title(page: str) -> str:
     "Number and title of a notebook"
     said = re.search(r"^# (.+)$", cells(page)[0], re.M)[1]
+    said = CONTENTS["titles"].get(page) or said[0].upper() + said[1:].replace("_", " ")
     return f"{chapter_numbers().get(page, '')} {said}".strip()
 
 
