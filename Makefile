@@ -83,7 +83,7 @@ claims: setup ## the pages that follow from data/results, README.md and claims.j
 site: $(SITE)/.setup-stamp ## the notebooks as web pages, in _site/html (an environment of its own; nothing is executed); VGGFLOW_REPOSITORY=OWNER/NAME adds launch links
 	@$(SITE)/bin/python site/build.py
 
-site-test: site ## every page of the site in Chromium, at both widths (needs Chromium; a page of each kind is in `make test`)
+site-test: site ## every page of the site in Chromium, at both widths (needs Chromium; `make test` looks at a few pages where the site is built)
 	@$(SITE)/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar off -q $(PIP_FLAGS) -r site/requirements-test.txt
 	@$(SITE)/bin/python tests/site/walk.py _site/html --kinds && $(SITE)/bin/python tests/site/walk.py _site/html
 

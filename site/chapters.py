@@ -189,16 +189,19 @@ def stage(
     kept = json.loads(notebook.read_text(encoding="utf8"))
     page = Page(notebook)
     cells = [part for cell in kept["cells"] for part in page.cells(cell)]
-    first = re.sub(
-        r"^# .+$", f"# {title(page.name)}", cells[0]["source"], count=1, flags=re.M
-    )
-    cells[0]["source"] = first
+    cells[0]["source"] = with_head(cells[0]["source"], page)
     cells = special(page.name, cells)
-    cells.insert(1, markdown(page.head()))
     kept["cells"] = [dict(cell, id=f"c{k}") for k, cell in enumerate(cells)]
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(json.dumps(kept), encoding="utf8")
     return page.needed
+
+
+def with_head(text: str, page: Page) -> str:
+    "The first cell with the title's number, and the line of the module below the summary"
+    text = re.sub(r"^# .+$", f"# {title(page.name)}", text, count=1, flags=re.M)
+    head = re.match(r"# .+\n*(?:>.+\n?)*", text)[0]
+    return f"{head.rstrip()}\n\n{page.head()}\n\n{text[len(head) :].strip()}".rstrip()
 
 
 def special(name: str, cells: list) -> list:

@@ -8,6 +8,7 @@ import sys
 from functools import cache
 
 from places import CONTENTS, ROOT
+from words import summary
 from words import title as page_title
 
 sys.path.insert(0, str(ROOT))
@@ -120,7 +121,7 @@ def beside_the_paper(name: str, record: dict) -> str:
     for row in record["numbers"]:
         cells = [row[vary]]
         if vary == "beta":
-            cells = [f"{row[vary]:g} ({series_of(row, vary)})"]
+            cells = [f"{row[vary]:g}, the paper's {series_of(row, vary)[5:]}"]
         for metric, (theirs, _) in METRICS.items():
             spread = row.get(f"{metric}_sd_over_seeds")
             pm = f" ± {short(spread)}" if spread is not None else ""
@@ -276,6 +277,8 @@ def numbers_part(name: str, record: dict) -> list:
 
 def words_of(name: str) -> str:
     "What a figure shows: what its template draws, and of which experiment"
+    if name == "table1":
+        return summary("experiments/table1")
     kind = template_title(name)
     named = name.startswith("fig") and not kind.startswith("Figure")
     return f"{kind} · {about(name)}" if named else about(name)

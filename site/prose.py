@@ -15,7 +15,7 @@ PART = re.compile(
     r"|(?P<link>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\((?P<target>[^)\s]+)\))"
     r"|(?P<code>`(?P<name>[^`\n]+)`)"
     r"|(?P<figure>(?<![\w/])figures/(?P<drawn>[\w-]+)\.png)"
-    rf"|(?P<paper>(?<![\w-])(?:{NAMES})(?![\w’'-]))",
+    rf"|(?P<paper>(?<![\w-])(?:{NAMES})(?![\w’'-]|\.\d))",
     re.M | re.S,
 )
 
