@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).parents[2] / "nbs"
-CHAPTERS = sorted(NBS.glob("[0-9]_*/*.ipynb"))
+CHAPTERS = sorted([*NBS.glob("[0-9]_*/*.ipynb"), *NBS.glob("emoji/*.ipynb")])
 WIDTH = 92  # characters of a line of code, in a cell or in a fence
 FENCE = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$", re.M | re.S)
 OPENING = ("**You will learn**", "**Needs**", "**Takes**")
