@@ -4,7 +4,6 @@ Nothing is executed and nothing is fetched. `_site/src` has what is staged,
 `_site/html` the site.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -124,7 +123,7 @@ def render(pages: Path, html: Path):
         "html",
         "-q",
         "-j",
-        os.environ.get("SITE_JOBS", "1"),
+        "auto",
     ]
     command += ["-c", str(HERE), "-d", str(OUT / "doctrees"), str(pages), str(html)]
     subprocess.run(command, check=True)

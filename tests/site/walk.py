@@ -18,6 +18,8 @@ from playwright.sync_api import sync_playwright
 SIZES = {1280: (900, "light"), 390: (844, "dark")}  # width -> height, colours
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-dev-shm-usage"]
+AT_ONCE = 40  # pages of one browser
 KINDS = (  # one page of each kind
     *("index", "start", "paths/reader", "paths/engineer", "paths/glossary", "search"),
     *("book/index", "book/1_theory", "1_theory/value", "2_methods/related"),
@@ -100,27 +102,26 @@ def faults(tab, address: str, without: list) -> list:
     return said
 
 
-def walk(html: Path, names: list, without: list, shots: Path | None = None) -> list:
-    "What is wrong with the pages, at every width"
+def walk(html: Path, names: list, without: list, shots: Path | None = None):
+    "What is wrong with the pages at every width, said as it is found"
     server = serve(html)
     site = f"http://127.0.0.1:{server.server_port}"
-    said = []
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
         for width, (height, colours) in SIZES.items():
-            size = dict(width=width, height=height)
-            context = browser.new_context(viewport=size, color_scheme=colours)
-            context.route("**", lambda route: own(route, site))
-            tab = context.new_page()
-            for name in names:
-                found = faults(tab, f"{site}/{name}.html", without)
-                said += [f"{name} at {width}: {fault}" for fault in found]
-                if shots:
-                    file = shots / f"{name.replace('/', '_')}-{width}.png"
-                    tab.screenshot(path=file, full_page=True)
-        browser.close()
+            look = dict(viewport=dict(width=width, height=height), color_scheme=colours)
+            for first in range(0, len(names), AT_ONCE):
+                browser = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
+                context = browser.new_context(**look)
+                context.route("**", lambda route: own(route, site))
+                tab = context.new_page()
+                for name in names[first : first + AT_ONCE]:
+                    for fault in faults(tab, f"{site}/{name}.html", without):
+                        yield f"{name} at {width}: {fault}"
+                    if shots:
+                        file = shots / f"{name.replace('/', '_')}-{width}.png"
+                        tab.screenshot(path=file, full_page=True)
+                browser.close()
     server.shutdown()
-    return said
 
 
 def own(route, site: str):
@@ -152,9 +153,12 @@ def main() -> int:
     code = (
         [] if said.kinds else [["pre"]]
     )  # its colours are those of the pages of each kind
-    found = walk(said.html, names, code, said.shots)
-    print("\n".join(found) or f"{len(names)} pages, {len(SIZES)} widths: nothing is wrong")
-    return int(bool(found))
+    count = 0
+    for fault in walk(said.html, names, code, said.shots):
+        print(fault, flush=True)
+        count += 1
+    print(f"{len(names)} pages, {len(SIZES)} widths: {count or 'no'} faults")
+    return int(count > 0)
 
 
 if __name__ == "__main__":
