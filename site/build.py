@@ -14,6 +14,7 @@ import gallery
 import links
 import reference
 import words
+from markup import menu, table
 from places import FLOORS, HERE, NBS, OUT, ROOT, notebooks, on_the_site, page_of
 from places import chapters as chapters_of
 
@@ -24,34 +25,40 @@ def write(path: Path, text: str):
     path.write_text(text, encoding="utf8")
 
 
+def listing(pages: list) -> tuple:
+    "Notebooks with what they are about: the rows of a table, and their names for a menu"
+    rows = [[f"[{words.title(p)}](../{p}.ipynb)", words.summary(p)] for p in pages]
+    return rows, [f"../{page}" for page in pages]
+
+
 def floor_page(floor: dict) -> str:
     "The page of a folder: its chapters with what they are about"
-    title, about = floor["title"], floor["about"]
-    pages = chapters_of(floor)
-    rows = [
-        f"| [{words.title(page)}](../{page}.ipynb) | {words.summary(page)} |"
-        for page in pages
-    ]
-    listed = "\n".join(f"../{page}" for page in pages)
-    return (
-        f"# {title}\n\n> {about}\n\n| chapter | what it is about |\n|---|---|\n"
-        + "\n".join(rows)
-        + f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
-    )
+    rows, names = listing(chapters_of(floor))
+    shown = table(("chapter", "what it is about"), rows)
+    return f"# {floor['title']}\n\n> {floor['about']}\n\n{shown}\n\n{menu(names)}"
 
 
 def templates_page() -> str:
     "The page of the templates"
     text = (HERE / "pages/templates.md").read_text(encoding="utf8")
     pages = sorted(page_of(nb) for nb in notebooks() if nb.parent.name == "experiments")
-    rows = [
-        f"| [{words.title(page)}](../{page}.ipynb) | {words.summary(page)} |"
-        for page in pages
-    ]
-    listed = "\n".join(f"../{page}" for page in pages)
-    return (
-        f"{text}\n" + "\n".join(rows) + f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
-    )
+    rows, names = listing(pages)
+    return f"{text}\n{table(('template', 'what it does'), rows)}\n\n{menu(names)}"
+
+
+def made_pages() -> dict:
+    "Page -> text, of the pages that are made from data"
+    made = {f"book/{floor['folder']}": floor_page(floor) for floor in FLOORS}
+    made |= {f"figures/{name}": gallery.figure_page(name) for name in gallery.records()}
+    made |= {f"api/{name}": reference.module_page(name) for name in reference.modules()}
+    names = reference.command_names()
+    made |= {f"commands/{name}": reference.command_page(name) for name in names}
+    made["results/templates"] = templates_page()
+    made["api/index"] = reference.module_list()
+    made["commands/index"] = reference.command_list()
+    made["paths/notation"] = words.notation()
+    made["paths/glossary"] = words.glossary()
+    return made
 
 
 def stage(to: Path):
@@ -59,19 +66,10 @@ def stage(to: Path):
     needed = set()
     for notebook in notebooks():
         needed |= chapters.stage(notebook, to / notebook.relative_to(NBS))
-    for floor in FLOORS:
-        write(to / "book" / f"{floor['folder']}.md", floor_page(floor))
-    write(to / "results/templates.md", templates_page())
     for name in gallery.records():
-        write(to / "figures" / f"{name}.md", gallery.figure_page(name))
-        needed |= {f"figures/{name}.{end}" for end in ("png", "pdf", "json")}
-        needed |= {d["file"] for d in gallery.records()[name]["data"].values()}
-    write(to / "api/index.md", reference.module_list())
-    for module in reference.modules():
-        write(to / "api" / f"{module}.md", reference.module_page(module))
-    write(to / "commands/index.md", reference.command_list())
-    for name in reference.command_names():
-        write(to / "commands" / f"{name}.md", reference.command_page(name))
+        needed |= {*gallery.files_of(name).values(), f"figures/{name}.png"}
+    for name, text in made_pages().items():
+        write(to / f"{name}.md", text)
     stage_by_hand(to, needed)
     for name in sorted(needed):
         (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,20 +87,15 @@ def stage_by_hand(to: Path, needed: set):
         page = f"use/{name.lower()}"
         text = on_the_site((ROOT / name).read_text(encoding="utf8"), name, page, needed)
         write(to / page, text)
-    write(to / "paths/notation.md", words.notation())
-    write(to / "paths/glossary.md", words.glossary())
     needed |= {"figures/fig01.png", "data/emoji/samples.jpg"}
 
 
 def with_others(text: str) -> str:
     "A page by hand; the section *Use* lists what no other page lists"
-    pages = words.others()
-    rows = [
-        f"| [{words.title(page)}](../{page}.ipynb) | {words.summary(page)} |"
-        for page in pages
-    ]
-    text = text.replace("OTHER_ROWS\n", "".join(f"{row}\n" for row in rows))
-    return text.replace("OTHERS\n", "".join(f"../{page}\n" for page in pages))
+    rows, names = listing(words.others())
+    lines = ["| " + " | ".join(row) + " |\n" for row in rows]
+    text = text.replace("OTHER_ROWS\n", "".join(lines))
+    return text.replace("OTHERS\n", "".join(f"{name}\n" for name in names))
 
 
 def copy_notebooks(to: Path):
@@ -115,16 +108,7 @@ def copy_notebooks(to: Path):
 
 def render(pages: Path, html: Path):
     "Let Sphinx make the site"
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-b",
-        "html",
-        "-q",
-        "-j",
-        "auto",
-    ]
+    command = [sys.executable, "-m", "sphinx", "-q", "-j", "auto", "-b", "html"]
     command += ["-c", str(HERE), "-d", str(OUT / "doctrees"), str(pages), str(html)]
     subprocess.run(command, check=True)
 

@@ -9,19 +9,13 @@ from pathlib import Path
 
 import gallery
 import register
+from markup import menu
 from places import ROOT, on_the_site, page_of
 from prose import Prose
 from words import title
 
-PATHS = """```{toctree}
-:hidden:
-
-paths/reader
-paths/regenerator
-paths/engineer
-paths/notation
-paths/glossary
-```"""
+PATHS = [f"paths/{name}" for name in ("reader", "regenerator", "engineer")]
+PATHS += ["paths/notation", "paths/glossary"]
 REPOSITORY = os.environ.get("VGGFLOW_REPOSITORY", "")  # OWNER/NAME on GitHub
 
 
@@ -209,7 +203,7 @@ def special(name: str, cells: list) -> list:
     if name == register.PAGE:
         return register.with_table(cells)
     if name == "start":
-        return [*cells, markdown(PATHS)]
+        return [*cells, markdown(menu(PATHS))]
     if name == gallery.PAGE:
         return [cell for cell in cells if cell["cell_type"] != "code"] + [
             markdown(gallery.overview())

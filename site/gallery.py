@@ -6,7 +6,9 @@ import os
 import re
 import sys
 from functools import cache
+from pathlib import Path
 
+from markup import menu, table
 from places import CONTENTS, ROOT
 from words import summary
 from words import title as page_title
@@ -80,12 +82,6 @@ def short(value) -> str:
     return "–" if value is None else str(value).replace("|", "\\|")
 
 
-def table(head: list, rows: list) -> str:
-    "A table"
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 @cache
 def published() -> tuple:
     "The paper's curves"
@@ -104,10 +100,18 @@ def published_end(number: str, metric: str, series: str) -> float | None:
     return sum(ends.values()) / len(ends) if ends else None
 
 
+@cache
+def betas() -> dict:
+    "Our β -> the paper's, as experiments.toml pairs them"
+    ours = experiments()["beta"]
+    pairs = zip(ours["series"], ours["sd3"]["series"])
+    return {here["beta"]: there["beta"] for here, there in pairs}
+
+
 def series_of(row: dict, vary: str) -> str:
     "The name that the paper's data give to a series"
     names = {
-        "beta": lambda beta: f"beta={2500 * beta:.0e}".replace("e+0", "e"),
+        "beta": lambda beta: f"beta={betas()[beta]:.0e}".replace("e+0", "e"),
         "eta": lambda eta: f"eta={eta}",
         "transitions": lambda count: f"rate={count / 20:g}",  # of 20 steps
     }
@@ -116,24 +120,28 @@ def series_of(row: dict, vary: str) -> str:
 
 def beside_the_paper(name: str, record: dict) -> str:
     "The end of each curve, ours and the paper's"
-    vary = record.get("vary", "")
-    rows = []
-    for row in record["numbers"]:
-        cells = [row[vary]]
-        if vary == "beta":
-            cells = [f"{row[vary]:g}, the paper's {series_of(row, vary)[5:]}"]
-        for metric, (theirs, _) in METRICS.items():
-            spread = row.get(f"{metric}_sd_over_seeds")
-            pm = f" ± {short(spread)}" if spread is not None else ""
-            end = published_end(str(int(name[3:])), theirs, series_of(row, vary))
-            cells += [f"{short(row.get(metric))}{pm}", short(end)]
-        rows.append(cells)
+    vary = record["vary"]
     head = [vary]
     for _, text in METRICS.values():
         head += [text, "paper"]
+    rows = [ends_of(row, vary, str(int(name[3:]))) for row in record["numbers"]]
     kept = [k for k in range(len(head)) if any(row[k] != "–" for row in rows)]
-    rows = [[row[k] for k in kept] for row in rows]
-    return table([head[k] for k in kept], rows)
+    return table([head[k] for k in kept], [[row[k] for k in kept] for row in rows])
+
+
+def ends_of(
+    row: dict,  # Of a record's numbers
+    vary: str,  # What its series differ in
+    number: str,  # Of the paper's figure
+) -> list:  # Cells: the series, then each metric, ours and the paper's
+    "Where the curves of one series end"
+    cells = [row[vary]]
+    if vary == "beta":
+        cells = [f"{row[vary]:g}, the paper's {series_of(row, vary)[5:]}"]
+    for metric, (theirs, _) in METRICS.items():
+        end = published_end(number, theirs, series_of(row, vary))
+        cells += [short(row.get(metric)) + spread(row, metric), short(end)]
+    return cells
 
 
 def numbers_of(record: dict) -> str:
@@ -208,29 +216,25 @@ def claims_table(rows: list) -> str:
 def verdict_text(record: dict) -> str:
     "The verdict that a study's record has"
     said = record.get("verdict") or ""
-    parts = (
-        said.values()
-        if isinstance(said, dict)
-        else [said]
-        if isinstance(said, str)
-        else said
-    )
-    return " ".join(parts)
+    if isinstance(said, dict):
+        said = said.values()
+    return said if isinstance(said, str) else " ".join(said)
 
 
 # ----------------------------------------------------------------------------- pages
 
 
-def links(name: str, up: str = "..") -> str:
-    "The files of a figure"
-    record = records()[name]
-    tables = [d["file"] for d in record["data"].values() if isinstance(d, dict)]
+def files_of(name: str) -> dict:
+    "The files of a figure, by what a page calls them"
+    tables = [data["file"] for data in records()[name]["data"].values()]
     files = {"record": f"figures/{name}.json", "PDF": f"figures/{name}.pdf"}
-    files |= {os.path.basename(file): file for file in tables}
-    shown = [
-        f"[{text}]({up}/{file})" for text, file in files.items() if (ROOT / file).is_file()
-    ]
-    template = f"[template]({up}/experiments/{record['template']}.ipynb)"
+    return files | {os.path.basename(file): file for file in tables}
+
+
+def links(name: str) -> str:
+    "Links to the files of a figure, and to the template that draws it"
+    shown = [f"[{text}](../{file})" for text, file in files_of(name).items()]
+    template = f"[template](../experiments/{records()[name]['template']}.ipynb)"
     return " · ".join([*shown, template])
 
 
@@ -306,15 +310,9 @@ def overview() -> str:
     "All figures as cards"
     parts = []
     for heading, belongs in GROUPS.items():
-        cards = [card(name, "..") for name in records() if belongs(name)]
-        parts.append(
-            f"## {heading}\n\n::::{{grid}} 1 2 3 3\n:gutter: 3\n\n"
-            + "\n\n".join(cards)
-            + "\n::::"
-        )
-    listed = "\n".join(f"../figures/{name}" for name in records())
-    tree = f"```{{toctree}}\n:hidden:\n\n{listed}\n```"
-    return "\n\n".join([*parts, tree])
+        cards = "\n\n".join(card(name, "..") for name in records() if belongs(name))
+        parts.append(f"## {heading}\n\n::::{{grid}} 1 2 3 3\n:gutter: 3\n\n{cards}\n::::")
+    return "\n\n".join([*parts, menu([f"../figures/{name}" for name in records()])])
 
 
 def of_template(
@@ -337,11 +335,11 @@ def of_template(
 
 def runs_by(name: str) -> str:
     "The template that makes the runs of an experiment"
-    table = experiments()[name]
-    return table.get("template") or runs_by(table["like"])
+    experiment = experiments()[name]
+    return experiment.get("template") or runs_by(experiment["like"])
 
 
-def write_thumbnails(to):
+def write_thumbnails(to: Path):
     "Small copies of the figures, for the gallery"
     from PIL import Image
 

@@ -8,6 +8,7 @@ from copy import deepcopy
 from functools import cache
 from typing import get_args
 
+from markup import menu, safe, table
 from places import FLOORS, ROOT
 from words import title
 
@@ -57,24 +58,11 @@ def assigned(node: ast.AST) -> str:
 # ----------------------------------------------------------------------------- markdown
 
 
-def cell_text(text: str) -> str:
-    "Words of the source, safe in a cell of a table"
-    return re.sub(r"([|*<\[\]])", r"\\\1", " ".join(text.split()))
-
-
 def code_text(node: ast.AST | None) -> str:
     "An expression of the source as code"
     if node is None:
         return ""
     return "`" + ast.unparse(node).replace("|", "\\|") + "`"
-
-
-def table(head: tuple, rows: list) -> str:
-    "A table; '' without rows"
-    if not rows:
-        return ""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def directive(kind: str, signature: str, body: str, ticks: int = 4) -> str:
@@ -121,7 +109,7 @@ def parameter_rows(node: Definition, comments: dict) -> list:
     for name, annotation, default, (first, last), _ in parameters_of(maker):
         if name in ("self", "cls") or name.startswith("_"):
             continue
-        said = cell_text(comment_of(comments, first, last))
+        said = safe(comment_of(comments, first, last))
         rows.append([f"`{name}`", code_text(annotation), code_text(default), said])
     return rows
 
@@ -181,7 +169,7 @@ def entry(node: ast.AST, comments: dict, page: str) -> str:
     value = ast.unparse(node.value) if node.value else ""
     said = comment_of(comments, node.lineno, node.lineno)
     short = f"`{value}`" if len(value) < 72 and "`" not in value else ""
-    body = " · ".join(part for part in (short, cell_text(said)) if part)
+    body = " · ".join(part for part in (short, safe(said)) if part)
     return directive("data", assigned(node), body)
 
 
@@ -212,16 +200,14 @@ def module_list() -> str:
     floors = dict.fromkeys(name.partition(".")[0] for name in modules())
     for floor in floors:
         inside = [name for name in modules() if name.partition(".")[0] == floor]
-        about = [f"| [{name}]({name}.md) | {summary(name)} |" for name in inside]
-        text += f"\n## vggflow.{floor}\n\n| module | what it has |\n|---|---|\n"
-        text += "\n".join(about) + "\n"
-    listed = "\n".join(modules())
-    return f"{text}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{listed}\n```\n"
+        rows = [[f"[{name}]({name}.md)", summary(name)] for name in inside]
+        text += f"\n## vggflow.{floor}\n\n{table(('module', 'what it has'), rows)}\n"
+    return f"{text}\n{menu(modules())}"
 
 
 def summary(module: str) -> str:
     "The first line of a module"
-    return cell_text(ast.get_docstring(parsed_module(module)[0]) or "")
+    return safe(ast.get_docstring(parsed_module(module)[0]) or "")
 
 
 # ----------------------------------------------------------------------------- commands
@@ -238,7 +224,7 @@ def option_row(parameter) -> list:
         names,
         kind_text(kind),
         f"`{shown}`" if shown != "" else "",
-        cell_text(about.help or ""),
+        safe(about.help or ""),
     ]
 
 
@@ -288,10 +274,7 @@ def command_list() -> str:
     "All commands with what they do"
     cli = importlib.import_module("vggflow.cli")
     text = (ROOT / "site/pages/commands.md").read_text(encoding="utf8")
-    rows = [
-        [f"[vggflow {n}]({n}.md)", cell_text(cli.docstring(v.does))]
-        for n, v in cli.VERBS.items()
-    ]
+    verbs = cli.VERBS.items()
+    rows = [[f"[vggflow {n}]({n}.md)", safe(cli.docstring(v.does))] for n, v in verbs]
     shown = table(("command", "what it does"), rows)
-    listed = "\n".join(command_names())
-    return f"{text}\n{shown}\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
+    return f"{text}\n{shown}\n\n{menu(command_names())}"
