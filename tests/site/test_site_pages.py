@@ -103,16 +103,30 @@ def is_there(page: str, target: str, pages: dict, staged: Path) -> bool:
     return os.path.splitext(path)[0] in pages or path in pages or (staged / path).is_file()
 
 
-def test_a_dead_link_is_refused(staged):
-    code = (
-        "import sys; sys.path.insert(0, 'site'); from places import on_the_site\n"
+def asked(code: str, **variables) -> subprocess.CompletedProcess:
+    "What a few lines say that use the modules of the site"
+    lines = f"import sys; sys.path.insert(0, 'site')\n{code}"
+    command = [sys.executable, "-c", lines]
+    told = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=told)
+
+
+def test_a_dead_link_is_refused():
+    done = asked(
+        "from places import on_the_site\n"
         "on_the_site('[a](none.ipynb)', 'nbs/1_theory/flow.ipynb', 'x.ipynb', set())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     last = done.stderr.splitlines()[-1]
     assert last.endswith("nbs/1_theory/flow.ipynb links to none.ipynb, which is not there")
+
+
+def test_a_repository_on_the_web_gives_launch_links(pages):
+    code = "from chapters import launch_links\nprint(*launch_links('nbs/start.ipynb'))"
+    said = asked(code, VGGFLOW_REPOSITORY="me/vggflow").stdout
+    assert "colab.research.google.com/github/me/vggflow/blob/main/nbs/start.ipynb" in said
+    assert "mybinder.org/v2/gh/me/vggflow/main?labpath=nbs/start.ipynb" in said
+    assert said.count("(untested)") == 2
+    assert "(untested)" not in joined(pages["start"]), "no repository was named"
 
 
 def test_every_picture_is_said_in_words(pages):
