@@ -4,6 +4,7 @@ project = "vggflow"
 author = "The vggflow authors"
 html_title = "vggflow"
 language = "en"
+smartquotes_action = "qe"  # dashes stand as they are written
 
 extensions = [
     "myst_nb",
