@@ -62,7 +62,7 @@ def page_of_chapter(name: str) -> str:
 # ----------------------------------------------------------------------------- links
 
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
-SHOWN = ("figures", "data", "benchmarks")  # folders whose files a page may show
+SHOWN = ("figures", "data", "benchmarks", "site")  # folders whose files a page may show
 
 
 def site_path(

@@ -49,6 +49,16 @@ def exported() -> dict:
     return {name: found[0] for name, found in homes.items() if len(found) == 1}
 
 
+def single(node: ast.AST) -> list:
+    "A statement that assigns to several names, as one for each"
+    target = node.targets[0] if isinstance(node, ast.Assign) else None
+    if not isinstance(target, ast.Tuple) or not isinstance(node.value, ast.Tuple):
+        return [node]
+    pairs = zip(target.elts, node.value.elts)
+    made = [ast.Assign([name], value) for name, value in pairs]
+    return [ast.copy_location(part, node) for part in made]
+
+
 def assigned(node: ast.AST) -> str:
     "The name to which a statement assigns, '' where it does not"
     targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
@@ -185,7 +195,7 @@ def module_page(module: str) -> str:
     page = page_of_module(module)
     names = exports(module)
     found = {}  # where a name is added to, its first statement counts
-    for node in tree.body:
+    for node in [part for statement in tree.body for part in single(statement)]:
         found.setdefault(getattr(node, "name", "") or assigned(node), node)
     nodes = [node for name, node in found.items() if name in names]
     head = f"# {module}\n\n> {ast.get_docstring(tree) or ''}\n\n"
