@@ -201,6 +201,7 @@ def test_readme_is_in_step():
 
     shown = (ROOT / "README.md").read_text(encoding="utf8")
     assert shown == readme(), "README.md differs from nbs/index.ipynb: run make readme"
+    assert len(shown.split()) <= 900, "README.md has more than 900 words"
 
 
 def test_settings_ini_equals_pyproject():

@@ -206,7 +206,7 @@ def kinds_table(
     "How many claims of each kind have which verdict, here and on the paper's own data"
     heads = ["the paper says: VGG-Flow …", "claims", REPRODUCED, CONTRARY, UNDECIDED]
     heads.append(NOT_RUN)
-    lines = [f"| {' | '.join(heads)} | the paper's data show it |", "|---" * 7 + "|"]
+    lines = [f"|{'|'.join(heads)}|the paper's data show it|", "|---" * 7 + "|"]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         mine = [row for row in rows if row["kind"] == kind]
         count = Counter(row["verdict"] for row in mine)
@@ -214,7 +214,7 @@ def kinds_table(
         shown = sum(_shows(row) for row in published)
         cells = [kind, len(mine), *(count[verdict] or "" for verdict in heads[2:])]
         cells += [f"{shown} of {len(published)}" if published else ""]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"|{'|'.join(map(str, cells))}|")
     return "\n".join(lines)
 
 

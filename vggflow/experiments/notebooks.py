@@ -235,7 +235,7 @@ def readme() -> str:  # Markdown
             shown = next(output.data["text/markdown"] for output in cell.outputs)
             cell.update(nbformat.v4.new_markdown_cell(shown))
     text = MarkdownExporter().from_notebook_node(notebook)[0]
-    text = text.replace("../figures/", "figures/").replace("../data/", "data/")
+    text = text.replace("](../", "](")
     return re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).strip() + "\n"
 
 # %% ../../nbs/6_experiments/notebooks.ipynb #8b23e2d7
