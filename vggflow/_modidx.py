@@ -386,6 +386,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vggflow/commands/report.py'),
                                          'vggflow.commands.report.text_of': ( '7_commands/report.html#text_of',
                                                                               'vggflow/commands/report.py'),
+                                         'vggflow.commands.report.transformer_from_file': ( '7_commands/report.html#transformer_from_file',
+                                                                                            'vggflow/commands/report.py'),
                                          'vggflow.commands.report.write_report': ( '7_commands/report.html#write_report',
                                                                                    'vggflow/commands/report.py')},
             'vggflow.commands.run': { 'vggflow.commands.run.Looks': ('7_commands/run.html#looks', 'vggflow/commands/run.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IN_THE_CALL', 'OWN_WEIGHTS', 'STYLE', 'IMAGES', 'NUMBERS', 'SETTINGS', 'POLICY', 'PAGE_OF_RUN', 'PARTS_OF_PAGE',
-           'sheet_files', 'as_data', 'rows_of_sheet', 'images_of', 'snippet_for_diffusers', 'of_world',
-           'grid_and_times', 'adapter_of', 'end_of', 'last_update', 'signs_of', 'both_ends', 'text_of', 'settings_of',
-           'contents', 'page_of', 'write_report', 'reported', 'leave_report', 'report_run']
+           'sheet_files', 'as_data', 'rows_of_sheet', 'images_of', 'snippet_for_diffusers', 'transformer_from_file',
+           'of_world', 'grid_and_times', 'adapter_of', 'end_of', 'last_update', 'signs_of', 'both_ends', 'text_of',
+           'settings_of', 'contents', 'page_of', 'write_report', 'reported', 'leave_report', 'report_run']
 
 # %% ../../nbs/7_commands/report.ipynb #851bde0d
 import base64
@@ -27,12 +27,15 @@ from vggflow.commands.curves import (
     title_of,
 )
 from .export import reward_asked
-from .model_card import DIFFUSERS, GRID, UNIFORM
+from .model_card import DIFFUSERS, FILE, GRID, UNIFORM
 from ..common.files import read_json, write_text
+from ..common.names import load_object
 from ..judging.prompts import evenly
 from ..training.diagnostics import explain
 from ..training.interrupts import Interrupted
 from ..training.run_directory import RunDirectory
+from ..worlds.checks import FLOWS
+from ..worlds.single_file import is_single_file, pipeline_home
 
 # %% ../../nbs/7_commands/report.ipynb #7ec63d48
 def sheet_files(run: RunDirectory) -> list:
@@ -90,6 +93,7 @@ def snippet_for_diffusers(run: RunDirectory) -> str:
     said, record = run.settings, run.record
     config, flow = record["config"], record["flow"]
     model = said.get("model") or run.recipe.get("name", "")
+    home = pipeline_home(model, said.get("config")) if is_single_file(model) else model
     named = "/" in model or Path(model).exists()
     sides = ""
     if "latent_size" in flow:
@@ -103,7 +107,8 @@ def snippet_for_diffusers(run: RunDirectory) -> str:
         pipeline="DiffusionPipeline",
         dtype=flow.get("dtype", "float32"),
         parts="" if flow.get("t5", True) else ", text_encoder_3=None, tokenizer_3=None",
-        base=model if named else "BASE",
+        home=home if named else "BASE",
+        file=transformer_from_file(model, home, flow["name"]),
         tiles="\npipe.vae.enable_tiling()" if flow.get("vae_tiling") else "",
         scheduler=grid,
         call=f"{times}, guidance_scale={flow['guidance_scale']:g}{sides}{more}",
@@ -112,6 +117,15 @@ def snippet_for_diffusers(run: RunDirectory) -> str:
     here = f"folder = {str(run.path / 'lora')!r}"
     code = re.sub(r"^folder = .*$", lambda _: here, code, flags=re.M)
     return code if named else of_world(code, model or said.get("world", ""))
+
+# %% ../../nbs/7_commands/report.ipynb #8430d0b2
+def transformer_from_file(model: str, home: str, flow: str) -> str:
+    "Lines that read the transformer from a single file; none where the model is a folder"
+    if not is_single_file(model):
+        return ""
+    (path,) = {path for path in FLOWS.values() if path.endswith(f":{flow}")}
+    kind = load_object(path, "flow").transformer_class.__name__
+    return FILE.format(base=model, home=home, kind=kind)
 
 
 IN_THE_CALL = ("max_sequence_length", "negative_prompt", "true_cfg_scale")
@@ -134,14 +148,14 @@ def grid_and_times(config: dict) -> tuple:
 # %% ../../nbs/7_commands/report.ipynb #c244b103
 OWN_WEIGHTS = """from vggflow import RunDirectory
 
-_, parts = RunDirectory({folder!r}).load_newest()
+parts = RunDirectory({folder!r}).load_newest().parts
 flow.load_trainable_state(parts.get("ema") or parts["flow"])"""
 
 
 def adapter_of(run: RunDirectory) -> dict:  # says, code
     "Where the trained weights are, and how they are loaded"
     newest = run.newest_checkpoint()
-    if (run.path / "lora").is_dir():
+    if run.adapter_is_newest():
         return dict(
             says=f"{run.path / 'lora'} holds the adapter. Stock diffusers loads it:",
             code=snippet_for_diffusers(run),
