@@ -204,7 +204,8 @@ class CommandFile(RecordFile):
         "What was asked for; of a run made in Python, what its record says"
         file = self.command_file
         if file is None:
-            return self.recorded_settings()
+            written = self.record.get("command")
+            return self.in_place(written) if written else self.recorded_settings()
         asked = read_json(file, DAMAGED)
         self.tell_of_edits(asked)
         return self.in_place(asked.get("parameters", asked))
@@ -326,6 +327,12 @@ class Weights(RecordFile):
             what = f"{self.path} has no whole checkpoint ({damage[0]})"
             raise Damaged(what, "copy it again; without checkpoints/ the run begins anew")
         return Checkpoint()
+
+    def drop_checkpoints(self, after: int):
+        "Remove the checkpoints after an update, which are damaged and will be made again"
+        for place in self.checkpoints():
+            if int(place.name) > after:
+                shutil.rmtree(place)
 
     def save_checkpoint(self, update: int, rows: dict | None = None, **parts) -> Path:
         "Write a checkpoint"
