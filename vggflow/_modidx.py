@@ -2394,6 +2394,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'vggflow/training/run_directory.py'),
                                                 'vggflow.training.run_directory.is_record': ( '3_training/run_directory.html#is_record',
                                                                                               'vggflow/training/run_directory.py'),
+                                                'vggflow.training.run_directory.mark_of': ( '3_training/run_directory.html#mark_of',
+                                                                                            'vggflow/training/run_directory.py'),
                                                 'vggflow.training.run_directory.no_adapter': ( '3_training/run_directory.html#no_adapter',
                                                                                                'vggflow/training/run_directory.py'),
                                                 'vggflow.training.run_directory.refuse_other_run': ( '3_training/run_directory.html#refuse_other_run',

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from faults.adapters import damaged_adapters
 from faults.breaks import BREAKS
 from faults.damage import DAMAGE
 from faults.judge import BAD, GOOD
@@ -19,6 +20,9 @@ from vggflow.common.files import write_json
 from vggflow.common.provenance import git_commit, versions
 
 FILE = Path(__file__).parents[2] / "data/bench/faults.json"
+
+
+KINDS = (*DAMAGE, damaged_adapters, *BREAKS)
 
 
 def campaign(kinds, word: str = "") -> list:
@@ -48,11 +52,11 @@ def main(words=None):
     parser = argparse.ArgumentParser("faults", description=__doc__, formatter_class=raw)
     parser.add_argument("word", nargs="?", default="", help="in the name of a kind")
     args = parser.parse_args(words)
-    rows = campaign((*DAMAGE, *BREAKS), args.word)
+    about = dict(date=str(datetime.date.today()), commit=git_commit(), versions=versions())
+    rows = campaign(KINDS, args.word)
     for row in rows:
         for bad in row["bad"]:
             print(f"{bad['outcome']}: {row['kind']}, {bad['place']}: {bad['said']}")
-    about = dict(date=str(datetime.date.today()), commit=git_commit(), versions=versions())
     if not args.word:
         write_json(FILE, {**about, "seed": 0, "rows": rows})
     return sum(len(row["bad"]) for row in rows) > 0

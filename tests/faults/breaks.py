@@ -114,9 +114,9 @@ class Break:
         return calling(folder, done)
 
 
-def breaks_of(kind: str) -> Iterator[Break]:
-    "A run from its start, ended at each of its writes"
-    for number in range(1, writes(ACTS[kind][1]) + 1):
+def breaks_of(kind: str, every: int = 1) -> Iterator[Break]:
+    "A run from its start, ended at each of its writes, or at some"
+    for number in range(1, writes(ACTS[kind][1]) + 1, every):
         work = partial(broken_train, kind, number)
         ends = KILLED if kind.startswith("killed") else None
         lines = ("OSError", "PermissionError")
@@ -134,8 +134,8 @@ def full_disks() -> Iterator[Break]:
 
 
 def failing_drives() -> Iterator[Break]:
-    "Each write of a run fails with an input/output error"
-    yield from breaks_of("error of a drive at a write")
+    "Every fourth write of a run fails with an input/output error"
+    yield from breaks_of("error of a drive at a write", every=4)
 
 
 def refused_renames() -> Iterator[Break]:
@@ -172,8 +172,9 @@ def failing_parts() -> Iterator[Break]:
     for part, most in calls.items():
         for number in range(1, most + 1):
             work = partial(failing_train, part, number)
-            yield Break("error in a user's part", f"{part}, call {number}", work,
-                        lines=("Failure", "ValueError: reward 'linear' failed"))  # fmt: skip
+            lines = ("Failure", "ValueError: reward 'linear' failed")
+            place = f"{part}, call {number}"
+            yield Break("error in a user's part", place, work, lines=lines)
 
 
 def killed_after(seconds: float, folder: Path):

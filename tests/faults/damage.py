@@ -1,7 +1,9 @@
 "Damage to the files of a run: a function for each kind, which gives every place"
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -229,6 +231,20 @@ def of_another_run() -> Iterator[Fault]:
             yield Fault("file of another run", "unfinished", str(name), inject)
 
 
+def dated(days: int, folder: Path):
+    "Give every file of a run another date"
+    moment = time.time() + 86400 * days
+    for file in folder.rglob("*"):
+        os.utime(file, (moment, moment))
+
+
+def wrong_clocks() -> Iterator[Fault]:
+    "All files are of yesterday, of tomorrow, or of years away"
+    for run in ("unfinished", "finished"):
+        for days in (-9000, -1, 1, 9000):
+            yield Fault("wrong clock", run, f"{days} days", partial(dated, days))
+
+
 DAMAGE = (
     flipped_bits,
     zeroed_blocks,
@@ -239,4 +255,5 @@ DAMAGE = (
     deleted_files,
     mixed_checkpoints,
     of_another_run,
+    wrong_clocks,
 )
