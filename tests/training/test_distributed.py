@@ -186,7 +186,8 @@ def test_a_card_is_run_once_by_both(found, tmp_path):
     assert [row["update"] for row in rows] == [1, 2, 3, 4]
     losses = [row["loss"] for row in rows]
     assert losses == pytest.approx(column(history, "loss"), abs=1e-6)
-    files = {p.name for p in (folder / "card2").iterdir()} - {"command.json"}
+    files = {p.name for p in (folder / "card2").iterdir()}
+    files -= {"command.json", "report.html"}
     assert files == {p.name for p in tmp_path.iterdir()}
     asked = RunDirectory(folder / "card2").settings
     assert asked == {k: v for k, v in CARD.items() if k != "progress"}

@@ -44,7 +44,7 @@ def test_a_card_with_a_model_is_of_stable_diffusion_3(here, monkeypatch):
     "And its command means the same elsewhere"
     from vggflow import train
 
-    assert train.main(["card.json"]) == 0
+    assert train.main(["card.json", "--trust"]) == 0
     asked = command_of(here)
     record = json.loads((here / "run/config.json").read_text())
     assert asked["world"] == "sd3" and asked["reward"] == f"{here}/mine.py:bright"
@@ -55,7 +55,7 @@ def test_a_card_with_a_model_is_of_stable_diffusion_3(here, monkeypatch):
     assert (here / "run/lora").is_dir()
     (here / "else").mkdir()
     monkeypatch.chdir(here / "else")
-    assert train.main(["../run/command.json"]) == 0  # the same run
+    assert train.main(["../run/command.json", "--trust"]) == 0  # the same run
     assert command_of(here) == asked
 
 
@@ -65,7 +65,7 @@ def test_a_command_follows_what_may_change_and_another_run_is_told_early(here, m
     from vggflow.commands.run import run
     from vggflow.worlds.sd3 import SD3Flow
 
-    assert train.main(["card.json"]) == 0
+    assert train.main(["card.json", "--trust"]) == 0
     asked = command_of(here)
     more = {**asked, "updates": 2, "micro_batch": 1}
     call = {**more, "out": str(here / "run"), "progress": False}

@@ -10,7 +10,7 @@ from tiny_flows import all_close
 from vggflow import evaluate, latent_reward
 from vggflow.commands.doctor import doctor
 from vggflow.commands.run import run
-from vggflow.common.files import read_rows
+from vggflow.common.seals import read_rows
 from vggflow.common.trial import check_reward, try_on_flow
 from vggflow.judging.evaluation import draw
 from vggflow.judging.rewards import get_reward

@@ -1,6 +1,5 @@
 "Every method through the loop on a pipeline: what moves, what stays, what goes on"
 
-import json
 import math
 
 import pytest
@@ -19,6 +18,7 @@ from tiny_flows import (
 from tiny_sd3 import make_tiny_taesd
 
 from vggflow.commands.export import export_lora, load_correction
+from vggflow.common.seals import read_sealed, write_sealed
 from vggflow.methods.costate import AdjointMatching, VGGFlowPMP
 from vggflow.methods.direct import DRaFT, ReFL
 from vggflow.methods.estimates import (
@@ -252,9 +252,9 @@ def test_other_weights_of_the_same_name_are_another_run(tiny, tmp_path):
     with pytest.raises(ValueError, match="holds another run .about.weights"):
         train(other)
     record = run / "config.json"
-    said = json.loads(record.read_text())
+    said = read_sealed(record, "again")
     del said["about"]
-    record.write_text(json.dumps(said))
+    write_sealed(record, said)
     train(other)
 
 
