@@ -18,7 +18,7 @@ PIP        := $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 COUNT      := awk '/^Collecting/ {n++; if (n%25==0) {print "[setup] " n " packages found"; fflush()}} /^Installing collected/ {print "[setup] unpacking " n+0 " packages"; fflush()}'
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup figures redraw status bench test style export teaser readme register claims site site-test lab clean-notebooks
+.PHONY: help setup figures redraw status bench faults test style export teaser readme register claims site site-test lab clean-notebooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n",$$1,$$2}'
@@ -52,6 +52,11 @@ bench: setup ## measure speed, stage by stage, into data/bench, and the page of 
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m benchmarks $(STAGES) --size $(SIZE) $(BENCH_FLAGS)
 	@[ $(SIZE) != full ] || { PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/speed.ipynb && \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/pages/speed.ipynb; }
+
+faults: setup ## inject faults into runs, every kind at every place, into data/bench/faults.json, and the page of guarantees (ten minutes)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m faults
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/pages/guarantees.ipynb && \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean --fname nbs/pages/guarantees.ipynb
 
 test: setup ## everything CI checks: export in step, every notebook runs, tests pass
 	@echo "[test] repository: export and README in step, notebooks clean, imports downwards, form"

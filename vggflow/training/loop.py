@@ -104,6 +104,7 @@ class OpenRun:
     def stored(self) -> tuple:
         "Last checkpoint and rows of the run directory"
         found = self.directory.load_newest()
+        self.directory.drop_checkpoints(after=found.update)
         self.directory.rewind(found.update, found.rows)
         return found.update, found.parts, self.directory.history
 

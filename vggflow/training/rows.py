@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..common.files import Damaged
 from vggflow.common.seals import (
     append_row,
     look_at_rows,
@@ -19,6 +20,7 @@ from vggflow.common.seals import (
     write_rows,
     write_sealed,
 )
+from .checkpoint import kept_rows
 
 # %% ../../nbs/3_training/rows.ipynb #1f1a28cc
 ROWS = dict(metrics="rows", eval="evals", diagnostics="flags")  # file -> of a `History`
@@ -79,6 +81,7 @@ class RowFiles:
 
     def rewind(self, update: int, kept: dict | None = None):
         "Forget the rows after `update`; `kept`, of a checkpoint, stand in for damaged ones"
+        self.tell_of_repeats(update)
         for kind in ROWS:
             rows = self.rows_up_to(update, kind, kept and kept[kind])
             if rows or kind != "diagnostics":
@@ -86,6 +89,14 @@ class RowFiles:
             else:
                 remove_rows(self.file_of(kind))
                 self.seals.pop(kind, None)
+
+    def tell_of_repeats(self, update: int):
+        "Warn where there are rows of updates after the last checkpoint"
+        done = [row["update"] for row in look_at_rows(self.file_of("metrics")).rows]
+        if done and done[-1] > update:
+            said = f"{self.path} goes on from update {update}, its last whole checkpoint: "
+            said += f"what was done up to update {done[-1]} is repeated"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
 
     def rows_up_to(self, update: int, kind: str, kept: list | None) -> list:
         "Rows of a file, or of a checkpoint where the file is not what was written"
@@ -121,20 +132,29 @@ MEND_ROWS = "call the same command again, it takes the rows of the last checkpoi
 class ReadRows(RowFiles):
     "The rows of a run, read; `Damaged` where they are not what was written"
 
+    def whole(self, kind: str) -> list:
+        "Rows of a file, none missing that the newest checkpoint knows of"
+        kept = kept_rows(self.path / "checkpoints").get(kind, [])
+        file = self.file_of(kind)
+        rows = whole_rows(file, MEND_ROWS)
+        if rows[: len(kept)] != kept:
+            raise Damaged(f"{file} is not what was written (see the checkpoint)", MEND_ROWS)
+        return rows
+
     @property
     def metrics(self) -> list:
         "A row for each update"
-        return whole_rows(self.file_of("metrics"), MEND_ROWS)
+        return self.whole("metrics")
 
     @property
     def evals(self) -> list:
         "A row for each evaluation"
-        return whole_rows(self.file_of("eval"), MEND_ROWS)
+        return self.whole("eval")
 
     @property
     def flags(self) -> list:
         "A row for each failure sign, when it was first seen"
-        return whole_rows(self.file_of("diagnostics"), MEND_ROWS)
+        return self.whole("diagnostics")
 
     @property
     def stopped(self) -> dict | None:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAMAGED', 'LOCKED', 'MEND_LORA', 'RecordFile', 'is_record', 'ClaimedFolder', 'refuse_other_run', 'Claims',
-           'CommandFile', 'WrittenCommand', 'is_command', 'Weights', 'AdapterFolder', 'no_adapter', 'RunDirectory']
+           'CommandFile', 'WrittenCommand', 'is_command', 'Weights', 'mark_of', 'AdapterFolder', 'no_adapter',
+           'RunDirectory']
 
 # %% ../../nbs/3_training/run_directory.ipynb #c1de48f3
 import json
@@ -14,7 +15,7 @@ import warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..common.files import Damaged, lock, read_json, write_json
+from ..common.files import Damaged, lock, read_json, sha256, write_json
 from ..common.provenance import EDITION
 from vggflow.common.seals import (
     check_folder,
@@ -204,7 +205,8 @@ class CommandFile(RecordFile):
         "What was asked for; of a run made in Python, what its record says"
         file = self.command_file
         if file is None:
-            return self.recorded_settings()
+            written = self.record.get("command")
+            return self.in_place(written) if written else self.recorded_settings()
         asked = read_json(file, DAMAGED)
         self.tell_of_edits(asked)
         return self.in_place(asked.get("parameters", asked))
@@ -327,11 +329,23 @@ class Weights(RecordFile):
             raise Damaged(what, "copy it again; without checkpoints/ the run begins anew")
         return Checkpoint()
 
+    def drop_checkpoints(self, after: int):
+        "Remove the checkpoints after an update, which are damaged and will be made again"
+        for place in self.checkpoints():
+            if int(place.name) > after:
+                shutil.rmtree(place)
+
     def save_checkpoint(self, update: int, rows: dict | None = None, **parts) -> Path:
         "Write a checkpoint"
         return save_checkpoint(self.path / "checkpoints", update, rows=rows, **parts)
 
 # %% ../../nbs/3_training/run_directory.ipynb #c392726c
+def mark_of(checkpoint: Path | None) -> str | None:
+    "By what a checkpoint is told from every other; None where there is none"
+    file = checkpoint and checkpoint / "state.json"
+    return sha256(file) if file and file.exists() else None
+
+
 class AdapterFolder(Weights):
     "lora/: the adapter at the end of a run, as stock diffusers loads it"
 
@@ -340,7 +354,7 @@ class AdapterFolder(Weights):
         lora, unfinished = self.path / "lora", self.path / ".lora.tmp"
         shutil.rmtree(unfinished, ignore_errors=True)
         flow.save_lora(unfinished)
-        seal_folder(unfinished, update=update)
+        seal_folder(unfinished, update=update, checkpoint=mark_of(self.newest_checkpoint()))
         shutil.rmtree(lora, ignore_errors=True)
         unfinished.rename(lora)
 
@@ -349,8 +363,14 @@ class AdapterFolder(Weights):
         lora, newest = self.path / "lora", self.newest_checkpoint()
         if not lora.is_dir():
             return False
-        update = check_folder(lora, MEND_LORA).get("update")
-        return update is None or newest is None or int(newest.name) <= update
+        facts = check_folder(lora, MEND_LORA)
+        update = facts.get("update")
+        if update is None or newest is None:
+            return True
+        is_same = facts.get("checkpoint") in (None, mark_of(newest))
+        if int(newest.name) == update and not is_same:
+            raise Damaged(f"{lora} does not belong to {newest}", MEND_LORA)
+        return int(newest.name) <= update
 
     def adapter(self):
         "The folder lora/, or (settings, weights) of a run that has not ended"
