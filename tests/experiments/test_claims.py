@@ -101,7 +101,7 @@ def markdown_of(cell):
     return next(("".join(text) for text in found if text), None)
 
 
-PAGES_OF_RESULTS = {"results": 10, "../index": 2, "not_reproduced": 2, "gallery": 1}
+PAGES_OF_RESULTS = {"results": 10, "../index": 1, "not_reproduced": 2, "gallery": 1}
 
 
 @pytest.mark.parametrize("page,tables", PAGES_OF_RESULTS.items())
