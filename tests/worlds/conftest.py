@@ -17,3 +17,12 @@ def tiny(tmp_path_factory):
         taesd=make_tiny_taesd(root / "taesd"),
         root=root,
     )
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory):
+    "Kind of pipeline -> the folder of a tiny one"
+    from test_pipelines import KINDS
+
+    root = tmp_path_factory.mktemp("pipelines")
+    return {name: kind.make(root / name) for name, kind in KINDS.items()}

@@ -20,13 +20,6 @@ from vggflow.theory.flow import sample
 NAMES = ("sd3", "dev", "z_image")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "Folders of tiny pipelines"
-    root = tmp_path_factory.mktemp("pipelines")
-    return {name: KINDS[name].make(root / name) for name in NAMES}
-
-
 @latent_reward
 def lopsided(latents, prompts=None):
     "More on the left, and more where the prompt is long"
@@ -47,8 +40,8 @@ def never(*_):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_takes_it_and_decodes_nothing(tiny, monkeypatch, name, method):
-    flow = open_flow(tiny[name], image_size=(16, 8), **KINDS[name].plain)
+def test_every_method_takes_it_and_decodes_nothing(pipelines, monkeypatch, name, method):
+    flow = open_flow(pipelines[name], image_size=(16, 8), **KINDS[name].plain)
     with monkeypatch.context() as patch:
         patch.setattr(type(flow), "decode", never)
         loss, gradient = method_gradient(flow, method, lopsided)
@@ -60,8 +53,8 @@ def test_every_method_takes_it_and_decodes_nothing(tiny, monkeypatch, name, meth
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_judged_on_the_latents_that_are_drawn(tiny, name):
-    flow = open_flow(tiny[name], **KINDS[name].plain)
+def test_it_is_judged_on_the_latents_that_are_drawn(pipelines, name):
+    flow = open_flow(pipelines[name], **KINDS[name].plain)
     row = evaluate(flow, lopsided, TWO, 2, 3, perceptual="none", cache=False)
     latents = []
     images, cond = draw(flow, TWO, 2, 3, seed=12345, latents=latents)
@@ -100,9 +93,11 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_of_the_command_line(tiny, tmp_path, call, name):
+def test_a_run_of_the_command_line(pipelines, tmp_path, call, name):
     (tmp_path / "mine.py").write_text(MINE)
-    line = f"--model {tiny[name]} --image-size 16x8 --max-sequence-length 16 --updates 2"
+    line = (
+        f"--model {pipelines[name]} --image-size 16x8 --max-sequence-length 16 --updates 2"
+    )
     line += f" --batch-size 2 --steps 3 --eval-every 1 --reward {tmp_path / 'mine.py'}:calm"
     line += " --prompts 'a cat' 'an owl' --perceptual none --sample-every 2 --transitions 2"
     out = tmp_path / "run"
@@ -119,9 +114,9 @@ def test_a_run_of_the_command_line(tiny, tmp_path, call, name):
     assert status == 2 and "takes latents, and files of images have none" in err
 
 
-def test_a_wrong_one_is_refused_before_the_model_is_loaded(tiny, tmp_path):
+def test_a_wrong_one_is_refused_before_the_model_is_loaded(pipelines, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    how = dict(model=str(tiny["sd3"]), prompts=TWO, progress=False, updates=1)
+    how = dict(model=str(pipelines["sd3"]), prompts=TWO, progress=False, updates=1)
     with pytest.raises(ValueError, match="'flat' has no gradient in the latents"):
         run(reward=f"{tmp_path / 'mine.py'}:flat", out=tmp_path / "run", **how)
     assert not (tmp_path / "run" / "config.json").exists()
@@ -129,7 +124,7 @@ def test_a_wrong_one_is_refused_before_the_model_is_loaded(tiny, tmp_path):
         get_reward(f"redness,{tmp_path / 'mine.py'}:calm")
     net = get_reward(f"{tmp_path / 'mine.py'}:Net")
     check_reward(net, torch.randn(2, 4, 8, 8))
-    try_on_flow(open_flow(tiny["sd3"]), net, TWO)
+    try_on_flow(open_flow(pipelines["sd3"]), net, TWO)
     checks = doctor(reward=f"{tmp_path / 'mine.py'}:calm")
     (found,) = [check for check in checks if check.name == "reward"]
     assert found.status == "warning" and "name the model" in found.remedy

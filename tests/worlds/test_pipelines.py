@@ -89,13 +89,6 @@ KINDS = dict(
 )
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "Folders of tiny pipelines"
-    root = tmp_path_factory.mktemp("pipelines")
-    return {name: kind.make(root / name) for name, kind in KINDS.items()}
-
-
 def open_flow(folder, shake=0.2, **settings):
     "A flow from disk, with an adapter that is not zero unless `shake` is"
     settings = dict(image_size=16, max_sequence_length=16, lora_rank=2) | settings
@@ -136,12 +129,14 @@ def ours(flow, x):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("guidance", ["plain", "guided"])
 @pytest.mark.parametrize("name", KINDS)
-def test_stock_pipeline_draws_the_same_from_our_lora(tiny, tmp_path, name, guidance, size):
+def test_stock_pipeline_draws_the_same_from_our_lora(
+    pipelines, tmp_path, name, guidance, size
+):
     kind = KINDS[name]
     settings = getattr(kind, guidance)
     if guidance == "guided":
         settings = {**settings, "negative_prompt": "a red fish"}
-    flow = open_flow(tiny[name], image_size=size, lora_alpha=3, **settings)
+    flow = open_flow(pipelines[name], image_size=size, lora_alpha=3, **settings)
     assert type(flow) is kind.flow
     x = flow.prior(2, generator=torch.Generator().manual_seed(0))
     height, width = (size, size) if isinstance(size, int) else size
@@ -149,43 +144,48 @@ def test_stock_pipeline_draws_the_same_from_our_lora(tiny, tmp_path, name, guida
     end, images = ours(flow, x)
     assert images.shape == (2, 3, height, width)
     flow.save_lora(tmp_path)
-    pipe = stock(name, tiny[name], tmp_path)
+    pipe = stock(name, pipelines[name], tmp_path)
     if guidance == "guided":
         settings["negative_prompt"] = ["a red fish"] * 2
     assert close(kind.latents(end), drawn_by(name, pipe, x, **settings))
     assert close(images, drawn_by(name, pipe, x, "pt", **settings))
     # teeth: without the adapter, or with another negative prompt, it differs
-    bare = stock(name, tiny[name])
+    bare = stock(name, pipelines[name])
     assert not close(kind.latents(end), drawn_by(name, bare, x, **settings), 1e-2)
     if guidance == "guided":
         settings["negative_prompt"] = ["two blue horse on a house"] * 2
         assert not close(kind.latents(end), drawn_by(name, pipe, x, **settings), 1e-4)
 
 
-def test_a_distilled_model_is_told_its_guidance(tiny):
-    x = open_flow(tiny["dev"]).prior(2)
+def test_a_distilled_model_is_told_its_guidance(pipelines):
+    x = open_flow(pipelines["dev"]).prior(2)
     for name, differs in dict(dev=True, schnell=False).items():
-        ends = [ours(open_flow(tiny[name], guidance_scale=g), x)[0] for g in (1.0, 5.0)]
+        ends = [
+            ours(open_flow(pipelines[name], guidance_scale=g), x)[0] for g in (1.0, 5.0)
+        ]
         assert close(*ends, 1e-4) != differs
 
 
 @pytest.mark.parametrize("name", ["dev", "schnell"])
-def test_two_calls_need_a_negative_prompt_as_in_diffusers(tiny, name):
+def test_two_calls_need_a_negative_prompt_as_in_diffusers(pipelines, name):
     "Which there leaves them out without a word"
     with pytest.raises(ValueError, match="true_cfg_scale=3 .* give negative_prompt"):
-        open_flow(tiny[name], true_cfg_scale=3.0)
-    pipe, x = stock(name, tiny[name]), torch.randn(2, 4, 8, 8)
+        open_flow(pipelines[name], true_cfg_scale=3.0)
+    pipe, x = stock(name, pipelines[name]), torch.randn(2, 4, 8, 8)
     one, two = (drawn_by(name, pipe, x, true_cfg_scale=w) for w in (1.0, 3.0))
     assert torch.equal(one, two)
-    assert open_flow(tiny[name], true_cfg_scale=None).weight == 1.0
+    assert open_flow(pipelines[name], true_cfg_scale=None).weight == 1.0
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_times_are_the_pipelines(tiny, name):
+def test_times_are_the_pipelines(pipelines, name):
     "Those of dev are shifted by the size of the image"
     seen = []
     for size in SIZES:
-        flow, pipe = open_flow(tiny[name], image_size=size), stock(name, tiny[name])
+        flow, pipe = (
+            open_flow(pipelines[name], image_size=size),
+            stock(name, pipelines[name]),
+        )
         drawn_by(name, pipe, flow.prior(2), num_inference_steps=7)
         assert close(1 - flow.times(7), pipe.scheduler.sigmas.double(), 1e-6)
         seen.append(flow.times(7))
@@ -284,8 +284,8 @@ def method_gradient(flow, method, reward=brightness):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", KINDS)
-def test_gradients_of_every_method_are_those_of_code_from_scratch(tiny, name, method):
-    flow = open_flow(tiny[name], image_size=(16, 8), **KINDS[name].plain)
+def test_gradients_of_every_method_are_those_of_code_from_scratch(pipelines, name, method):
+    flow = open_flow(pipelines[name], image_size=(16, 8), **KINDS[name].plain)
     told = 3.5 if name == "dev" else None
     scratch = FromScratch(copy.deepcopy(flow.pipe), told)
     loss, gradient = method_gradient(flow, method)
@@ -296,7 +296,7 @@ def test_gradients_of_every_method_are_those_of_code_from_scratch(tiny, name, me
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_guidance_is_in_the_costate_but_for_adjoint_matching(tiny, name):
+def test_guidance_is_in_the_costate_but_for_adjoint_matching(pipelines, name):
     "Whatever the number is called that means none"
     found = {}
     for method in (VGGFlowPMP, AdjointMatching):
@@ -304,7 +304,7 @@ def test_guidance_is_in_the_costate_but_for_adjoint_matching(tiny, name):
             settings = getattr(KINDS[name], guidance)
             if name == "dev":
                 settings = {**settings, "guidance_scale": 2.0}
-            flow = open_flow(tiny[name], shake=0, **settings)
+            flow = open_flow(pipelines[name], shake=0, **settings)
             before = dict(guidance_scale=flow.guidance_scale, weight=flow.weight)
             path = sample(flow, torch.ones(2, 4, 8, 8), time_grid(3), TWO)
             made = method()
@@ -318,10 +318,10 @@ def test_guidance_is_in_the_costate_but_for_adjoint_matching(tiny, name):
 @pytest.mark.parametrize("correction", ["transformer", "adapter"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_correction_is_zero_at_first_learns_and_is_saved(
-    tiny, tmp_path, name, correction
+    pipelines, tmp_path, name, correction
 ):
     settings = dict(shake=0, correction=correction, image_size=(16, 8))
-    flow = open_flow(tiny[name], **settings)
+    flow = open_flow(pipelines[name], **settings)
     x = flow.prior(2)
     nu, hints = flow.make_correction(), [x, x]
     with torch.no_grad():
@@ -339,7 +339,7 @@ def test_the_correction_is_zero_at_first_learns_and_is_saved(
     export_lora(flow, tmp_path / "given", run=out)
     card = (tmp_path / "given/README.md").read_text()
     assert KINDS[name].pipeline.__name__ in card and "height=16, width=8" in card
-    again = open_flow(tiny[name], **settings)
+    again = open_flow(pipelines[name], **settings)
     loaded = load_correction(again, tmp_path / "given").nu
     with torch.no_grad():
         assert close(loaded(x, T, TWO, *hints), learned, 1e-6)
@@ -357,60 +357,60 @@ def run(folder, out=None, updates=4, **settings):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_run_resumes_to_the_last_bit(tiny, tmp_path, name):
-    whole, _ = run(tiny[name], tmp_path / "whole")
-    run(tiny[name], tmp_path / "cut", updates=2)
-    again, history = run(tiny[name], tmp_path / "cut")
+def test_a_run_resumes_to_the_last_bit(pipelines, tmp_path, name):
+    whole, _ = run(pipelines[name], tmp_path / "whole")
+    run(pipelines[name], tmp_path / "cut", updates=2)
+    again, history = run(pipelines[name], tmp_path / "cut")
     assert [row["update"] for row in history.rows] == [1, 2, 3, 4]
     state = again.trainable_state()
     assert all(torch.equal(w, state[k]) for k, w in whole.trainable_state().items())
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_memory_savers_change_nothing(tiny, name):
-    plain, one = run(tiny[name], updates=1)
+def test_memory_savers_change_nothing(pipelines, name):
+    plain, one = run(pipelines[name], updates=1)
     frugal = dict(gradient_checkpointing=True, decode_checkpointing=True)
-    saved, other = run(tiny[name], updates=1, **frugal)
+    saved, other = run(pipelines[name], updates=1, **frugal)
     assert one.rows[0]["loss"] == pytest.approx(other.rows[0]["loss"], rel=1e-4)
     pairs = zip(plain.trainable_parameters(), saved.trainable_parameters())
     assert all(close(a, b, 1e-3) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_run_in_half_precision(tiny, name):
-    flow, history = run(tiny[name], updates=1, dtype="bfloat16")
+def test_a_run_in_half_precision(pipelines, name):
+    flow, history = run(pipelines[name], updates=1, dtype="bfloat16")
     assert np.isfinite(history.rows[0]["loss"])
     assert all(weight.dtype == torch.float32 for weight in flow.trainable_parameters())
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_folder_is_opened_by_its_index_and_an_adapter_by_its_settings(
-    tiny, tmp_path, name
+    pipelines, tmp_path, name
 ):
-    flow = open_flow(tiny[name], lora_rank=3)
+    flow = open_flow(pipelines[name], lora_rank=3)
     flow.save_lora(tmp_path)
     assert lora_settings(tmp_path)["lora_rank"] == 3
     with quietly():
-        again = load_model(tiny[name], tmp_path, image_size=16, max_sequence_length=16)
+        again = load_model(pipelines[name], tmp_path, image_size=16, max_sequence_length=16)
     x = flow.prior(2)
     with torch.no_grad():
         assert close(again.velocity(x, T, TWO), flow.velocity(x, T, TWO))
     assert again.guidance_scale == flow.usual_guidance
-    assert again.recipe["name"] == str(tiny[name])
+    assert again.recipe["name"] == str(pipelines[name])
     other = ZImageFlow if name == "sd3" else SD3Flow
     says = f"holds a .*Pipeline, which is no {other.__name__}: open it by"
     with pytest.raises(ValueError, match=says):
-        other.from_pretrained(tiny[name])
+        other.from_pretrained(pipelines[name])
     with pytest.raises(ValueError, match=r"multiple of 4.* got \(16, 30\)"):
-        open_flow(tiny[name], image_size=(16, 30))
+        open_flow(pipelines[name], image_size=(16, 30))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_encodings_are_found_on_disk_again(tiny, tmp_path, name):
+def test_encodings_are_found_on_disk_again(pipelines, tmp_path, name):
     settings = dict(shake=0, embeddings=tmp_path / "texts")
-    flow = open_flow(tiny[name], **settings)
+    flow = open_flow(pipelines[name], **settings)
     flow.remember(TWO)
-    again = open_flow(tiny[name], **settings)
+    again = open_flow(pipelines[name], **settings)
     again.encode([""])
     files = list((tmp_path / "texts").iterdir())
     assert len(files) == 3, "two prompts and the empty one"
@@ -420,28 +420,28 @@ def test_encodings_are_found_on_disk_again(tiny, tmp_path, name):
         assert torch.equal(again.velocity(x, T, TWO), flow.velocity(x, T, TWO))
 
 
-def test_what_is_unusual_is_in_the_record(tiny):
+def test_what_is_unusual_is_in_the_record(pipelines):
     settings = dict(image_size=(16, 8), true_cfg_scale=2.0, negative_prompt="")
-    about = open_flow(tiny["dev"], **settings).describe()
+    about = open_flow(pipelines["dev"], **settings).describe()
     assert about["latent_size"] == [8, 4] and about["true_cfg_scale"] == 2.0
     assert about["negative_prompt"] == "", "without it the scale would be refused"
-    assert "negative_prompt" not in open_flow(tiny["dev"]).describe()
+    assert "negative_prompt" not in open_flow(pipelines["dev"]).describe()
     json.dumps(about)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_doctor_knows_its_size_and_its_correction(tiny, name):
+def test_the_doctor_knows_its_size_and_its_correction(pipelines, name):
     from vggflow.commands.doctor import check_sizes_of, memory_plan
     from vggflow.commands.memory import correction_size, memory_estimate
     from vggflow.commands.parts import count_numbers, count_weights, look_at_model
 
-    seen, flow = look_at_model(tiny[name]), open_flow(tiny[name])
+    seen, flow = look_at_model(pipelines[name]), open_flow(pipelines[name])
     config, net = seen["configs"]["transformer"], flow.make_correction()
     assert seen["flow"] is KINDS[name].flow
     assert correction_size(seen["flow"], config, 2) == count_weights(net)
-    assert "16" in check_sizes_of(dict(image_size=16), tiny[name])
+    assert "16" in check_sizes_of(dict(image_size=16), pipelines[name])
     with pytest.raises(ValueError, match="multiple of 4"):
-        check_sizes_of(dict(image_size=18), tiny[name])
+        check_sizes_of(dict(image_size=18), pipelines[name])
     for guidance, branches in dict(plain=1, guided=2).items():
         given = dict(image_size=[16, 8], batch_size=2, **getattr(KINDS[name], guidance))
         plan = memory_plan(given, "VGG-Flow", {}, seen, 2)

@@ -17,13 +17,6 @@ from vggflow.worlds.emoji import load_emoji
 NAMES = ("sd3", "dev", "z_image")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "Folders of tiny pipelines"
-    root = tmp_path_factory.mktemp("pipelines")
-    return {name: KINDS[name].make(root / name) for name in NAMES}
-
-
 class Waits(TorchDispatchMode):
     "Counts numbers that are fetched from tensors: on a GPU each is waited for"
 
@@ -47,9 +40,9 @@ def waits_of_an_update(folder, method, micro_batch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_parts_of_a_batch_are_not_waited_for(tiny, method):
+def test_parts_of_a_batch_are_not_waited_for(pipelines, method):
     "Eight parts fetch as many numbers as one"
-    whole, parts = (waits_of_an_update(tiny["sd3"], method, size) for size in (0, 1))
+    whole, parts = (waits_of_an_update(pipelines["sd3"], method, size) for size in (0, 1))
     assert parts == whole
 
 
@@ -85,9 +78,9 @@ def test_tf32_is_one_setting():
     assert "tf32" not in load_emoji().describe()
 
 
-def test_encodings_stay_on_the_models_device(tiny, monkeypatch):
+def test_encodings_stay_on_the_models_device(pipelines, monkeypatch):
     "Known, they are not copied again"
-    flow = open_flow(tiny["sd3"])
+    flow = open_flow(pipelines["sd3"])
     flow.remember(TWO)
     place = torch.device("meta")
     monkeypatch.setattr(type(flow), "device", place)
@@ -96,9 +89,11 @@ def test_encodings_stay_on_the_models_device(tiny, monkeypatch):
     assert {part.device for part in (context, pooled, *kept)} == {place}
 
 
-def test_all_tokens_of_a_long_prompt_are_counted_in_bfloat16(tiny):
+def test_all_tokens_of_a_long_prompt_are_counted_in_bfloat16(pipelines):
     "A sum of 257 ones in bfloat16 is 256"
-    flow = open_flow(tiny["z_image"], shake=0, dtype="bfloat16", max_sequence_length=300)
+    flow = open_flow(
+        pipelines["z_image"], shake=0, dtype="bfloat16", max_sequence_length=300
+    )
     x, seen = flow.prior(1), []
 
     def note(latents, t, prompts, return_dict):
@@ -111,21 +106,21 @@ def test_all_tokens_of_a_long_prompt_are_counted_in_bfloat16(tiny):
     assert seen == [[257]]
 
 
-def test_what_a_device_map_has_placed_is_not_moved(tiny, monkeypatch):
+def test_what_a_device_map_has_placed_is_not_moved(pipelines, monkeypatch):
     from vggflow.worlds.diffusers_flow import DiffusersFlow
 
     moved = []
     monkeypatch.setattr(DiffusersFlow, "to", lambda self, *a: moved.append(a) or self)
-    open_flow(tiny["sd3"], device_map="cpu")
+    open_flow(pipelines["sd3"], device_map="cpu")
     assert not moved
-    open_flow(tiny["sd3"])
+    open_flow(pipelines["sd3"])
     assert moved == [("cpu",)]
 
 
 @pytest.mark.parametrize("name", ["sd3", "dev"])
-def test_the_transformer_is_one_graph(tiny, name):
+def test_the_transformer_is_one_graph(pipelines, name):
     "As torch.compile sees it; Z-Image's own code in diffusers breaks it in seven places"
-    flow = open_flow(tiny[name], **KINDS[name].plain)
+    flow = open_flow(pipelines[name], **KINDS[name].plain)
     x, encodings = flow.prior(2), flow.encode(TWO)
 
     def call():

@@ -82,14 +82,7 @@ def as_first_authors(name, weights):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "Folders of tiny pipelines"
-    root = tmp_path_factory.mktemp("pipelines")
-    return {name: KINDS[name].make(root / name) for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def changed(tiny, tmp_path_factory):
+def changed(pipelines, tmp_path_factory):
     "Single files: the transformers with other weights, in diffusers' names"
     root, files = tmp_path_factory.mktemp("files"), {}
     for name in NAMES:
@@ -98,7 +91,7 @@ def changed(tiny, tmp_path_factory):
             key: weight
             if "pos_embed.pos" in key
             else weight + 0.02 * torch.randn(weight.shape, generator=noise)
-            for key, weight in load_file(tiny[name] / WEIGHTS).items()
+            for key, weight in load_file(pipelines[name] / WEIGHTS).items()
         }
         files[name] = root / f"{name}.safetensors"
         save_file(weights, files[name])
@@ -113,14 +106,14 @@ def images_by_diffusers(name, folder, file, x, lora=None):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_in_diffusers_names(tiny, changed, tmp_path, name):
-    settings = dict(config=str(tiny[name])) | KINDS[name].plain
+def test_a_file_in_diffusers_names(pipelines, changed, tmp_path, name):
+    settings = dict(config=str(pipelines[name])) | KINDS[name].plain
     flow = open_flow(changed[name], shake=0, **settings)
     x = flow.prior(2, generator=torch.Generator().manual_seed(0))
     end = KINDS[name].latents(ours(flow, x)[0])
-    wanted = images_by_diffusers(name, tiny[name], changed[name], x)
+    wanted = images_by_diffusers(name, pipelines[name], changed[name], x)
     assert close(end, wanted, 1e-4)
-    other = drawn_by(name, stock(name, tiny[name]), x, **KINDS[name].plain)
+    other = drawn_by(name, stock(name, pipelines[name]), x, **KINDS[name].plain)
     assert not close(end, other, 1e-3)
     assert flow.describe()["model"] == f"{name}.safetensors"
     again = open_flow(flow.recipe["name"], shake=0, config=flow.recipe["config"])
@@ -128,24 +121,26 @@ def test_a_file_in_diffusers_names(tiny, changed, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["sd3", "z_image"])
-def test_a_file_of_the_first_authors(tiny, changed, tmp_path, name):
+def test_a_file_of_the_first_authors(pipelines, changed, tmp_path, name):
     file = tmp_path / "model.safetensors"
     save_file(as_first_authors(name, load_file(changed[name])), file)
-    flow = open_flow(file, shake=0, config=tiny[name])
-    plain = open_flow(changed[name], shake=0, config=tiny[name])
+    flow = open_flow(file, shake=0, config=pipelines[name])
+    plain = open_flow(changed[name], shake=0, config=pipelines[name])
     x = flow.prior(2)
     with torch.no_grad():
         assert torch.equal(flow.velocity(x, T, TWO), plain.velocity(x, T, TWO))
 
 
-def test_a_run_from_a_file_by_the_commands(tiny, changed, tmp_path, call):
+def test_a_run_from_a_file_by_the_commands(pipelines, changed, tmp_path, call):
     line = "finetune --updates 2 --method ReFL --batch-size 2 --steps 3 --eval-every 0"
     line += " --image-size 16 --max-sequence-length 16 --reward redness --quiet"
-    line += f" --model {changed['sd3']} --config {tiny['sd3']} --out {tmp_path / 'run'}"
+    line += (
+        f" --model {changed['sd3']} --config {pipelines['sd3']} --out {tmp_path / 'run'}"
+    )
     status, _, err = call(line, "--prompts", "a cat")
     assert status == 0, err
     command = json.loads((tmp_path / "run/command.json").read_text())
-    assert command["config"] == str(tiny["sd3"])
+    assert command["config"] == str(pipelines["sd3"])
     draw = f"sample --run {tmp_path / 'run'} --out {tmp_path / 'a.png'} --steps 2"
     status, _, err = call(draw, "a cat")
     assert status == 0, err
@@ -156,7 +151,7 @@ def test_a_run_from_a_file_by_the_commands(tiny, changed, tmp_path, call):
     assert "from_single_file('sd3.safetensors'" in code[0]
     for part in code:
         part = part.replace("'sd3.safetensors'", repr(str(changed["sd3"])))
-        part = re.sub("(config=|pretrained.)'sd3'", rf"\1{str(tiny['sd3'])!r}", part)
+        part = re.sub("(config=|pretrained.)'sd3'", rf"\1{str(pipelines['sd3'])!r}", part)
         part = re.sub("folder = '.*'", f"folder = {str(tmp_path / 'given')!r}", part)
         exec(part, {})
     line = line.replace("finetune", "doctor").replace("--quiet", "")
@@ -164,15 +159,15 @@ def test_a_run_from_a_file_by_the_commands(tiny, changed, tmp_path, call):
     assert status == 0 and "StableDiffusion3Pipeline" in out, out + err
 
 
-def test_what_a_file_cannot_be(tiny, changed, tmp_path, monkeypatch):
+def test_what_a_file_cannot_be(pipelines, changed, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="does not hold the transformer of"):
-        open_flow(changed["dev"], config=tiny["sd3"])
+        open_flow(changed["dev"], config=pipelines["sd3"])
     with pytest.raises(ValueError, match="does not tell which model it is: give config="):
         open_flow(changed["sd3"])
     with pytest.raises(ValueError, match="goes with a single file"):
-        open_flow(tiny["sd3"], config=tiny["sd3"])
+        open_flow(pipelines["sd3"], config=pipelines["sd3"])
     with pytest.raises(OSError, match="no file .*nothing.safetensors"):
-        open_flow(tmp_path / "nothing.safetensors", config=tiny["sd3"])
+        open_flow(tmp_path / "nothing.safetensors", config=pipelines["sd3"])
     # the file tells that it is Stable Diffusion 3 medium, and the hub is out of reach
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     block = "joint_blocks.0.context_block.adaLN_modulation.1.bias"

@@ -19,13 +19,6 @@ from vggflow.worlds.checks import quietly
 BASES = dict(inside=True, beside=False)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "Folders of tiny pipelines"
-    root = tmp_path_factory.mktemp("pipelines")
-    return {name: KINDS[name].make(root / name) for name in ("sd3", "dev", "z_image")}
-
-
 NAMES = ("sd3", "dev", "z_image")
 
 
@@ -49,10 +42,10 @@ def make_style(name, folder, out):
 
 
 @pytest.fixture(scope="module")
-def style(tiny, tmp_path_factory):
+def style(pipelines, tmp_path_factory):
     "An adapter for each"
     root = tmp_path_factory.mktemp("styles")
-    return {name: make_style(name, tiny[name], root / name) for name in NAMES}
+    return {name: make_style(name, pipelines[name], root / name) for name in NAMES}
 
 
 def latents(name, pipe, x):
@@ -60,21 +53,21 @@ def latents(name, pipe, x):
     return drawn_by(name, pipe, x, **KINDS[name].plain)
 
 
-def flow_of(name, tiny, style, shake=0.2, **settings):
+def flow_of(name, pipelines, style, shake=0.2, **settings):
     "A flow that begins with the adapter"
     settings = dict(lora=style[name], lora_alpha=3) | KINDS[name].plain | settings
-    return open_flow(tiny[name], shake, **settings)
+    return open_flow(pipelines[name], shake, **settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_begins_as_what_stock_diffusers_draws_with_the_lora(tiny, style, name):
+def test_it_begins_as_what_stock_diffusers_draws_with_the_lora(pipelines, style, name):
     "Whichever base is kept; the base is another"
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    with_style = latents(name, stock(name, tiny[name], style[name]), x)
-    without = latents(name, stock(name, tiny[name]), x)
+    with_style = latents(name, stock(name, pipelines[name], style[name]), x)
+    without = latents(name, stock(name, pipelines[name]), x)
     assert not close(with_style, without, 1e-2)
     for inside in BASES.values():
-        flow = flow_of(name, tiny, style, shake=0, lora_in_base=inside)
+        flow = flow_of(name, pipelines, style, shake=0, lora_in_base=inside)
         assert close(KINDS[name].latents(ours(flow, x)[0]), with_style, 1e-4)
         with flow.adapter_off():
             base = KINDS[name].latents(ours(flow, x)[0])
@@ -85,19 +78,19 @@ def test_it_begins_as_what_stock_diffusers_draws_with_the_lora(tiny, style, name
 @pytest.mark.parametrize("inside", BASES.values(), ids=list(BASES))
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_saved_draws_the_same_in_stock_diffusers(
-    tiny, style, tmp_path, name, inside
+    pipelines, style, tmp_path, name, inside
 ):
-    flow = flow_of(name, tiny, style, lora_in_base=inside)
+    flow = flow_of(name, pipelines, style, lora_in_base=inside)
     x = flow.prior(2, generator=torch.Generator().manual_seed(0))
     end = KINDS[name].latents(ours(flow, x)[0])
     flow.save_lora(tmp_path)
-    pipe = stock(name, tiny[name], tmp_path)
+    pipe = stock(name, pipelines[name], tmp_path)
     assert close(latents(name, pipe, x), end, 1e-4)
     if inside:  # by names, ranks and values alone too
         file = tmp_path / "pytorch_lora_weights.safetensors"
         save_file(load_file(file), file)
-        assert close(latents(name, stock(name, tiny[name], tmp_path), x), end, 1e-4)
-    again = flow_of(name, tiny, style, shake=0, lora_in_base=inside)
+        assert close(latents(name, stock(name, pipelines[name], tmp_path), x), end, 1e-4)
+    again = flow_of(name, pipelines, style, shake=0, lora_in_base=inside)
     again.load_lora(tmp_path)
     assert close(KINDS[name].latents(ours(again, x)[0]), end, 1e-4)
     mine = flow.trainable_parameters()
@@ -105,23 +98,23 @@ def test_what_is_saved_draws_the_same_in_stock_diffusers(
 
 
 @pytest.mark.parametrize("rank", [2, 5])
-def test_the_rank_is_the_larger_of_two_and_all_layers_are_trained(tiny, style, rank):
-    beside = flow_of("sd3", tiny, style, lora_rank=rank, lora_in_base=False)
+def test_the_rank_is_the_larger_of_two_and_all_layers_are_trained(pipelines, style, rank):
+    beside = flow_of("sd3", pipelines, style, lora_rank=rank, lora_in_base=False)
     about = beside.describe()
     assert about["lora_rank"] == max(rank, 3) and about["lora"] == "sd3"
     layers = {name.partition(".lora_")[0] for name in beside.trainable_state()}
     assert any(layer.endswith("ff.net.2") for layer in layers)
     assert any(layer.endswith("attn.to_v") for layer in layers)
-    inside = flow_of("sd3", tiny, style, lora_rank=rank)
+    inside = flow_of("sd3", pipelines, style, lora_rank=rank)
     assert inside.describe()["lora_rank"] == rank
     assert not any("ff.net.2" in name for name in inside.trainable_state())
     assert inside.fingerprint() == beside.fingerprint()
-    assert inside.fingerprint() != open_flow(tiny["sd3"]).fingerprint()
+    assert inside.fingerprint() != open_flow(pipelines["sd3"]).fingerprint()
 
 
-def trained(name, tiny, style, out, updates=3, **settings):
+def trained(name, pipelines, style, out, updates=3, **settings):
     "A run from the adapter"
-    flow = flow_of(name, tiny, style, shake=0, **settings)
+    flow = flow_of(name, pipelines, style, shake=0, **settings)
     config = FinetuneConfig(
         updates=updates, batch_size=2, steps=3, transitions=2, lr=1e-2, save_every=2
     )
@@ -131,10 +124,10 @@ def trained(name, tiny, style, out, updates=3, **settings):
 
 @pytest.mark.parametrize("inside", BASES.values(), ids=list(BASES))
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_resumes_is_sampled_and_exported(tiny, style, tmp_path, name, inside):
-    whole, _ = trained(name, tiny, style, tmp_path / "whole", lora_in_base=inside)
-    trained(name, tiny, style, tmp_path / "cut", updates=2, lora_in_base=inside)
-    again, _ = trained(name, tiny, style, tmp_path / "cut", lora_in_base=inside)
+def test_a_run_resumes_is_sampled_and_exported(pipelines, style, tmp_path, name, inside):
+    whole, _ = trained(name, pipelines, style, tmp_path / "whole", lora_in_base=inside)
+    trained(name, pipelines, style, tmp_path / "cut", updates=2, lora_in_base=inside)
+    again, _ = trained(name, pipelines, style, tmp_path / "cut", lora_in_base=inside)
     state = again.trainable_state()
     assert all(torch.equal(w, state[k]) for k, w in whole.trainable_state().items())
     x = whole.prior(2, generator=torch.Generator().manual_seed(0))
@@ -143,16 +136,16 @@ def test_a_run_resumes_is_sampled_and_exported(tiny, style, tmp_path, name, insi
         saved = load_saved(run=str(tmp_path / "cut"), dtype="float32").flow
     assert close(KINDS[name].latents(ours(saved, x)[0]), end, 1e-4)
     export_lora(saved, tmp_path / "given", run=tmp_path / "cut")
-    pipe = stock(name, tiny[name], tmp_path / "given")
+    pipe = stock(name, pipelines[name], tmp_path / "given")
     assert close(latents(name, pipe, x), end, 1e-4)
     card = (tmp_path / "given/README.md").read_text()
     assert f"Training started from the LoRA `{name}`" in card
 
 
-def test_the_command_keeps_it(tiny, style, tmp_path, call):
+def test_the_command_keeps_it(pipelines, style, tmp_path, call):
     line = "finetune --updates 2 --method ReFL --batch-size 2 --steps 3 --eval-every 0"
     line += " --image-size 16 --max-sequence-length 16 --reward redness --quiet"
-    line += f" --model {tiny['sd3']} --lora {style['sd3']} --base-without-lora"
+    line += f" --model {pipelines['sd3']} --lora {style['sd3']} --base-without-lora"
     run = tmp_path / "run"
     status, _, err = call(line, "--prompts", "a cat", "--out", run)
     assert status == 0, err
@@ -171,11 +164,11 @@ def test_the_command_keeps_it(tiny, style, tmp_path, call):
     assert status == 2 and "lora_in_base" in err
 
 
-def test_an_adapter_that_does_not_fit_is_refused_before_weights_are_read(tiny, style):
+def test_an_adapter_that_does_not_fit_is_refused_before_weights_are_read(pipelines, style):
     with pytest.raises(ValueError, match="cannot start from the LoRA .* another architect"):
-        open_flow(tiny["sd3"], lora=style["dev"])
+        open_flow(pipelines["sd3"], lora=style["dev"])
     with pytest.raises(ValueError, match="no adapter can be read from"):
-        open_flow(tiny["sd3"], lora=tiny["sd3"] / "nothing")
-    flow = flow_of("sd3", tiny, style)
+        open_flow(pipelines["sd3"], lora=pipelines["sd3"] / "nothing")
+    flow = flow_of("sd3", pipelines, style)
     with pytest.raises(ValueError, match="does not hold the LoRA"):
         flow.load_lora(style["sd3"])

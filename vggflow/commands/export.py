@@ -31,9 +31,7 @@ def reward_asked(directory: RunDirectory) -> str:
 # %% ../../nbs/7_commands/export.ipynb #2069a8e4
 def read_run(
     run,  # A run directory
-) -> (
-    dict
-):  # record (config.json), evals, flags (rows), update, parts (of the last checkpoint)
+) -> dict:  # record (config.json), evals, flags (rows), update, checkpoint (the last one)
     "What a run directory tells of a run; raises `ValueError` without a checkpoint"
     directory = RunDirectory(run)
     if not (Path(run) / "config.json").exists():
@@ -45,11 +43,11 @@ def read_run(
         raise ValueError(
             f"the run in {run} has no checkpoint yet: let it reach its first save_every"
         )
-    update, parts, _ = directory.load_newest()
+    newest = directory.load_newest()
     asked = reward_asked(directory)
     record = {**directory.record, **(dict(reward=asked) if asked else {})}
     rows = dict(evals=directory.evals, flags=directory.flags)
-    return dict(record=record, update=update, parts=parts, **rows)
+    return dict(record=record, update=newest.update, checkpoint=newest, **rows)
 
 # %% ../../nbs/7_commands/export.ipynb #342b7b28
 def correction_settings(
@@ -145,9 +143,9 @@ def write_export(flow, folder: Path, known: dict = None, method=None):
     "Adapter, value correction and card of a run, or of a method as it is"
     state, hyper = {}, {}
     if known:
-        parts = known["parts"]
-        flow.load_trainable_state(parts.get("ema") or parts["flow"])
-        state, hyper = parts["method"], known["record"]["method"]
+        checkpoint = known["checkpoint"]
+        flow.load_trainable_state(checkpoint.weights)
+        state, hyper = checkpoint.parts["method"], known["record"]["method"]
     elif method:
         state, hyper = method.state_dict(), method.hyper
     flow.save_lora(folder)

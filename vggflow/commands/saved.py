@@ -196,16 +196,11 @@ def adapter_of_run(
     directory = RunDirectory(folder)
     lora = "lora_rank" in (directory.record.get("flow") or {})
     if not lora and directory.checkpoints():  # a model of the user's own
-        parts = directory.load_newest().parts
-        return "", {}, parts.get("ema") or parts["flow"]
-    found = directory.adapter()
-    if isinstance(found, Path):
-        return str(found), directory.adapter_settings, None
-    settings, weights = found
-    update = directory.load_newest().update
-    print(
-        f"{folder} has not ended: the adapter is that of its checkpoint at update {update}",
-        file=sys.stderr,
-        flush=True,
-    )
-    return "", settings, weights
+        return "", {}, directory.load_newest().weights
+    settings = directory.adapter_settings
+    if directory.adapter_is_newest():
+        return str(directory.path / "lora"), settings, None
+    found = directory.unfinished()
+    said = f"{folder} has not ended: the adapter is that of its checkpoint at update"
+    print(f"{said} {found.update}", file=sys.stderr, flush=True)
+    return "", settings, found.weights

@@ -27,6 +27,11 @@ class Checkpoint(NamedTuple):
     parts: dict = {}  # Name -> dict of tensors
     rows: dict | None = None  # File of rows -> its rows at that update, where kept
 
+    @property
+    def weights(self) -> dict:
+        "What is drawn with: the flow's average, where there is one"
+        return self.parts.get("ema") or self.parts["flow"]
+
 
 def save_checkpoint(
     folder,  # The run's checkpoints folder

@@ -132,9 +132,10 @@ MEND_ROWS = "call the same command again, it takes the rows of the last checkpoi
 class ReadRows(RowFiles):
     "The rows of a run, read; `Damaged` where they are not what was written"
 
-    def whole(self, kind: str) -> list:
+    def whole(self, kind: str, known: dict | None = None) -> list:
         "Rows of a file, none missing that the newest checkpoint knows of"
-        kept = kept_rows(self.path / "checkpoints").get(kind, [])
+        known = kept_rows(self.path / "checkpoints") if known is None else known
+        kept = known.get(kind, [])
         file = self.file_of(kind)
         rows = whole_rows(file, MEND_ROWS)
         if rows[: len(kept)] != kept:
@@ -165,4 +166,5 @@ class ReadRows(RowFiles):
     @property
     def history(self) -> History:
         "All rows, and what ended the run"
-        return History(self.metrics, self.evals, self.flags, self.stopped)
+        known = kept_rows(self.path / "checkpoints")
+        return History(*(self.whole(kind, known) for kind in ROWS), self.stopped)

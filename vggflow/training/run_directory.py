@@ -376,11 +376,13 @@ class AdapterFolder(Weights):
         "The folder lora/, or (settings, weights) of a run that has not ended"
         if self.adapter_is_newest():
             return self.path / "lora"
-        settings = self.adapter_settings
-        if not settings or not self.checkpoints():
+        return self.adapter_settings, self.unfinished().weights
+
+    def unfinished(self) -> Checkpoint:
+        "The checkpoint that has the adapter of a run that has not ended"
+        if not self.adapter_settings or not self.checkpoints():
             raise no_adapter(self.path)
-        parts = self.load_newest().parts
-        return settings, parts.get("ema") or parts["flow"]
+        return self.load_newest()
 
     @property
     def adapter_settings(self) -> dict:
