@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from xdist.scheduler import LoadScopeScheduling
 
@@ -68,6 +69,13 @@ def plain_attention_where_the_cpu_is_said_to_be_less():
         return
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+@pytest.fixture(autouse=True)
+def full_products_after_every_test():
+    "`--tf32` is a setting of the whole process"
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture

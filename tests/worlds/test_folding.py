@@ -167,8 +167,5 @@ def test_reduced_precision_is_noticed():
     assert multiplies_fully("cpu")
     with torch.autocast("cpu", torch.bfloat16):
         assert not multiplies_fully("cpu")
-    try:
-        torch.set_float32_matmul_precision("medium")
-        assert not multiplies_fully("cpu")
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("medium")
+    assert not multiplies_fully("cpu")
