@@ -10,6 +10,7 @@ from toy_checkout import finish, rewrite
 from vggflow.common.files import sha256, write_text
 from vggflow.experiments import tables
 from vggflow.experiments.cards import read_cards
+from vggflow.experiments.makers import note_maker
 from vggflow.experiments.schedule import make_plan
 from vggflow.experiments.tables import (
     collect,
@@ -104,11 +105,12 @@ def test_a_table_made_again_is_the_same_whatever_commit_and_versions(checkout, m
     cards = read_cards("toy", "smoke")
     for card in cards:
         finish(card)
-        write_text(card.folder / "made.json", json.dumps(dict(commit="abc", versions={})))
+        note_maker(card, card.folder)
     table = collect("toy", "smoke")
     record = table.with_suffix(".json")
     before = record.read_bytes()
-    assert {run["commit"] for run in table_record(table)["runs"]} == {"abc"}
+    (maker,) = table_record(table)["makers"]
+    assert maker["versions"]["torch"] and "toy.ipynb" in maker["code"]
     monkeypatch.setattr(tables, "versions", lambda: dict(python="another"))
     collect("toy", "smoke")
     assert record.read_bytes() == before
@@ -124,9 +126,11 @@ def test_tables_of_the_first_edition_are_readable(checkout):
     table = collect("toy", "smoke")
     record = table_record(table)
     for run in record["runs"]:
-        del run["commit"]
+        del run["made"]
+    del record["makers"]
     write_text(table.with_suffix(".json"), json.dumps(dict(record, commit="old")))
-    assert {run["commit"] for _, run, _ in kept_runs("toy", "smoke").values()} == {"old"}
+    kept = kept_runs("toy", "smoke").values()
+    assert [run["made"] for _, run, _ in kept] == [[dict(commit="old")]] * len(kept)
 
 
 def test_sample_sheets_are_bundled(checkout):

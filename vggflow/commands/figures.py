@@ -64,10 +64,16 @@ def print_status(
     experiment: list = None,  # Only these
     cores: int = 2,  # Runs at once, for the time left
     json: bool = False,  # Print JSON, nothing else
+    keep: bool = False,  # Their tables stay, though the code of their runs has changed
 ):
     "What is done, running, missing or out of date, and the time left"
     from vggflow.experiments import status
+    from vggflow.experiments.tables import keep_table
 
+    if keep and not experiment:
+        raise ValueError("--keep keeps the tables of --experiment: name at least one")
+    for name in experiment if keep else ():
+        print(f"kept: {keep_table(name, profile)}")
     asked = profile, experiment, cores
     if json:
         print_json(status.status_data(*asked))

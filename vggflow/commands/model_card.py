@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 
 from ..common.provenance import versions
 from ..theory.flow import time_grid
+from ..training.record import last_maker
 
 TAGS = ("text-to-image", "lora", "diffusers", "flow-matching")
 TAGS += ("reward-finetuning", "vggflow")
@@ -252,6 +253,6 @@ def section_versions(known: dict = None) -> str:
     "What wrote the files, and what the model was trained with"
     found = versions(PACKAGES)
     listed = ", ".join(f"{k} {found[k]}" for k in PACKAGES if k in found)
-    then = (known or {}).get("record", {}).get("versions")
-    trained = ", ".join(f"{k} {v}" for k, v in then.items()) if then else ""
+    then = last_maker((known or {}).get("record", {})).get("versions", {})
+    trained = ", ".join(f"{k} {then[k]}" for k in PACKAGES if k in then)
     return f"Written by {listed}" + (f"; trained with {trained}" if trained else "") + "."

@@ -32,6 +32,7 @@ from ..common.names import load_object
 from ..judging.prompts import evenly
 from ..training.diagnostics import explain
 from ..training.interrupts import Interrupted
+from ..training.record import last_maker
 from ..training.rows import History
 from ..training.run_directory import RunDirectory
 from ..worlds.checks import FLOWS
@@ -197,10 +198,16 @@ def text_of(value) -> str:
 def settings_of(run: RunDirectory) -> list:  # (heading, {name: text})
     "All settings of a run, in groups"
     record = run.record
-    groups = dict(method="Method", config="Training", flow="Model", versions="Versions")
+    made = last_maker(record)
+    groups = {
+        "Method": record.get("method"),
+        "Training": record.get("config"),
+        "Model": record.get("flow"),
+        "Versions": {**made.get("versions", {}), "commit": made.get("commit")},
+    }
     return [
-        (title, {k: text_of(v) for k, v in (record.get(key) or {}).items()})
-        for key, title in groups.items()
+        (title, {k: text_of(v) for k, v in (values or {}).items()})
+        for title, values in groups.items()
     ]
 
 # %% ../../nbs/7_commands/report.ipynb #4d4d13ca

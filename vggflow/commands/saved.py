@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .options import PIPELINE
 from .trust import check_trust
+from ..training.record import last_maker
 from ..training.run_directory import RunDirectory
 from ..worlds.world import WORLDS, get_world, load_model
 
@@ -145,7 +146,7 @@ def refuse_another_base(
     now = getattr(flow, "fingerprint", dict)().get("weights")
     comparable = then and now and types[0] == types[1]  # not where rounded otherwise
     if comparable and then != now:
-        version = (record.get("versions") or {}).get("vggflow", "not known")
+        version = last_maker(record).get("versions", {}).get("vggflow", "not known")
         raise ValueError(
             f"{run} has an adapter of a model with other weights (checksum {then}, now "
             f"{now}): train again, install the run's vggflow ({version}) where the model "

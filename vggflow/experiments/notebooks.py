@@ -6,7 +6,6 @@
 __all__ = ['run_notebook', 'format_duration', 'progress_line', 'Watch', 'ProgressWatch', 'run_card', 'readme']
 
 # %% ../../nbs/6_experiments/notebooks.ipynb #48c09a90
-import json
 import os
 import re
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 
 from ..common.data import project_root
 from ..common.files import lock, print_line, write_text
-from ..common.provenance import git_commit, versions
 from ..common.seals import read_rows
 from . import warm
 from vggflow.experiments.cards import (
@@ -27,6 +25,7 @@ from vggflow.experiments.cards import (
     template_parameters,
     template_path,
 )
+from .makers import note_maker
 
 # %% ../../nbs/6_experiments/notebooks.ipynb #4a25a545
 def run_notebook(
@@ -208,9 +207,7 @@ def _run(card, folder, label):
     print_line(
         f"{label}: {f'resumes after update {before}' if before else 'starts'} ({card.id})"
     )
-    if not (folder / "made.json").exists():
-        made = dict(commit=git_commit(), versions=versions())
-        write_text(folder / "made.json", json.dumps(made, indent=1))
+    note_maker(card, folder)
     # two runs on one thread each beat one run on two
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parameters = {**card.parameters, "out": str(folder)}

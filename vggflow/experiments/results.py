@@ -16,6 +16,7 @@ import numpy as np
 
 from ..common.perceptual import perceptual_name
 from .cards import object_name, read_experiments
+from .makers import with_makers, with_numbers
 from .style import COLORS, REWARDS
 from .tables import table_path
 
@@ -48,10 +49,9 @@ class Results:
     @property
     def origin(self) -> dict:
         "For a figure's record: the runs, and what made the table"
-        made_by = {
-            name: self.made[name] for name in ("commit", "versions") if name in self.made
-        }
-        return dict(runs=self.made["runs"], results_made_by=made_by)
+        found = with_numbers(with_makers(self.made))
+        made = [{k: v for k, v in by.items() if k != "code"} for by in found["makers"]]
+        return dict(runs=found["runs"], results_made_by=made)
 
     def settings(self, run: str) -> dict:
         "All settings of a run, those in `options` beside the others"

@@ -25,8 +25,9 @@ from vggflow.experiments.cards import (
     read_experiments,
 )
 from .figures import figure_state, read_figures
+from .makers import code_state
 from .notebooks import format_duration
-from .tables import kept_runs, table_path, table_state
+from .tables import kept_runs, table_path, table_record, table_state
 
 # %% ../../nbs/6_experiments/status.ipynb #240f2028
 STATES = ("done", "kept", "running", "cut off", "failed", "missing")
@@ -224,7 +225,9 @@ def _table_text(experiment, profile, experiments, git):
     state = table_state(experiment, profile, experiments)
     if state == "missing":
         return state
-    file = table_path(experiment, profile).relative_to(project_root()).as_posix()
+    path = table_path(experiment, profile)
+    state = state or code_state(table_record(path), experiments[experiment]["template"])
+    file = path.relative_to(project_root()).as_posix()
     committed = ", committed" if file in git else ""
     return (f"out of date: {state}" if state else "up to date") + committed
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flat_settings', 'varying_settings', 'write_table', 'table_path', 'table_record', 'kept_runs', 'round_values',
-           'collect', 'table_state']
+           'collect', 'table_state', 'keep_table']
 
 # %% ../../nbs/6_experiments/tables.ipynb #7574428c
 import csv
@@ -26,6 +26,12 @@ from vggflow.experiments.cards import (
     experiment_names,
     read_cards,
     read_experiments,
+)
+from vggflow.experiments.makers import (
+    accept,
+    read_makers,
+    with_makers,
+    with_numbers,
 )
 from .samples import bundle_samples
 
@@ -125,7 +131,7 @@ def _with_record(table):
 def _read_runs(table, dates):
     "The same, read once for every state of the files"
     record = table_record(table)
-    runs = {run["id"]: run for run in record.get("runs", [])}
+    runs = {run["id"]: run for run in with_makers(record)}
     cards = {name: Card("", "", run["parameters"]) for name, run in runs.items()}
     settings = {name: flat_settings(card) for name, card in cards.items()}
     rows = {}
@@ -135,8 +141,7 @@ def _read_runs(table, dates):
                 said = {"run": row["run"], **settings.get(row["run"], {})}
                 own = {k: v for k, v in row.items() if v not in ("", str(said.get(k)))}
                 rows.setdefault(row["run"], []).append(own)
-    made = {"commit": record["commit"]} if "commit" in record else {}
-    return {run: (rows[run], {**made, **runs[run]}, table) for run in runs if run in rows}
+    return {run: (rows[run], runs[run], table) for run in runs if run in rows}
 
 # %% ../../nbs/6_experiments/tables.ipynb #48346ab0
 def _finished_run(card):
@@ -151,17 +156,10 @@ def _finished_run(card):
         id=card.id,
         parameters=card.parameters,
         eval_sha256=sha256(file),
-        commit=_commit_of(card),
+        made=read_makers(card.folder),
         seconds_per_update=round(sum(seconds) / max(1, len(seconds)), 3),
     )
     return rows, record
-
-
-def _commit_of(card):
-    "The commit that made a run; unknown where the run has not noted it"
-    with suppress(OSError, ValueError, KeyError):
-        return json.loads((card.folder / "made.json").read_text(encoding="utf8"))["commit"]
-    return "unknown"
 
 # %% ../../nbs/6_experiments/tables.ipynb #ccecefee
 def round_values(
@@ -177,12 +175,21 @@ def _collected_runs(experiment, profile, fresh=False):
     found, missing = [], []
     for card in read_cards(experiment, profile):
         if card.finished:
-            found.append((card, *_finished_run(card)))
+            rows, record = _finished_run(card)
+            found.append((card, rows, _still_accepted(record, kept.get(card.id))))
         elif card.id in kept:
             found.append((card, *kept[card.id][:2]))
         else:
             missing.append(card.id)
     return found, missing
+
+
+def _still_accepted(record, kept):
+    "The record of a run, accepted if that of the same evaluations was"
+    known = kept[1] if kept else {}
+    same = all(known.get(name) == record[name] for name in ("eval_sha256", "made"))
+    accepted = {"accepted": known["accepted"]} if "accepted" in known and same else {}
+    return {**record, **accepted}
 
 # %% ../../nbs/6_experiments/tables.ipynb #9ec0d0b9
 def collect(
@@ -206,7 +213,8 @@ def collect(
     write_table(out, rows)
     runs = [run for _, _, run in found]
     record = dict(experiment=experiment, profile=profile, table_sha256=sha256(out))
-    _write_record(out.with_suffix(".json"), dict(record, runs=runs, missing=missing))
+    record.update(with_numbers(runs), missing=missing)
+    _write_record(out.with_suffix(".json"), record)
     return out
 
 # %% ../../nbs/6_experiments/tables.ipynb #080a1d68
@@ -269,3 +277,19 @@ def _newer(cards, runs):
         if card.finished and file.exists() and sha256(file) != runs[card.id]["eval_sha256"]:
             return f"older than run {card.id}"
     return ""
+
+# %% ../../nbs/6_experiments/tables.ipynb #dec3d733
+def keep_table(
+    experiment: str,  # Name in experiments.toml
+    profile: str,  # Whose table
+) -> Path:  # Of the record; raises a one-line ValueError where there is none
+    "Keep a table's runs as they are, whatever of their code has changed"
+    table = table_path(experiment, profile)
+    record = table_record(table)
+    if not record:
+        remedy = f"vggflow collect {experiment} --profile {profile} makes it"
+        raise ValueError(f"no table {table} with a record of its own: {remedy}")
+    template = read_experiments()[experiment]["template"]
+    file = table.with_suffix(".json")
+    write_text(file, json.dumps(accept(record, template), indent=1))
+    return file

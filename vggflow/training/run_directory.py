@@ -25,6 +25,7 @@ from vggflow.common.seals import (
     seal_folder,
     write_sealed,
 )
+from ..common.source import with_maker
 from vggflow.training.checkpoint import (
     Checkpoint,
     checkpoints,
@@ -33,8 +34,10 @@ from vggflow.training.checkpoint import (
 )
 from vggflow.training.record import (
     HERE,
+    makers,
     record_differences,
     replaced_texts,
+    told_code,
     without_secrets,
 )
 from .rows import ROWS, ReadRows
@@ -168,12 +171,25 @@ class Claims(ClaimedFolder):
         known = (old.get("about") or {}) if begun else {}
         about = {**known, **record.get("about", {})}
         record = {**record, "about": about} if about else record
+        if begun:
+            record["made"] = self.continued_by(*record.get("made", []))
         command = self.path / "command.json"
         if begun and "command" in old:
             record["command"] = old["command"]
         elif command.exists():
             record["command"] = read_json(command, DAMAGED)
         write_sealed(self.path / "config.json", record)
+
+    def continued_by(self, *now: dict) -> list:
+        "The makers of this run when one more goes on with it; warns of other code"
+        made = makers(self.record)
+        for maker in now:
+            told = told_code(made[-1], maker) if made else ""
+            if told:
+                said = f"{self.path} goes on with other code than it began with: {told}"
+                warnings.warn(said, RuntimeWarning, stacklevel=2)
+            made = with_maker(made, maker)
+        return made
 
     @contextmanager
     def lock(self, processes=None):
