@@ -1,6 +1,8 @@
 "One class reads and writes all that a run leaves, wherever the folder stands."
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +10,8 @@ import time
 import pytest
 import torch
 
+from vggflow.common import files
+from vggflow.common.files import write_text
 from vggflow.common.provenance import EDITION
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
@@ -19,7 +23,7 @@ from vggflow.training.record import (
     run_record,
     without_secrets,
 )
-from vggflow.training.run_directory import RunDirectory
+from vggflow.training.run_directory import LOCKED, RunDirectory, Taken
 
 
 def linear(x, prompts=None):
@@ -193,7 +197,59 @@ def test_another_process_waits_for_the_folder(tmp_path):
     command = [sys.executable, "-c", WAITS, str(tmp_path)]
     with run.lock():
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert other.stdout.readline().startswith("another process works on the run in")
+        said = f"process {os.getpid()} on {socket.gethostname()} works on the run in"
+        assert other.stdout.readline().startswith(said)
         time.sleep(0.2)
         assert other.poll() is None
     assert other.communicate(timeout=60)[0] == "has it\n" and other.returncode == 0
+
+
+ELSEWHERE = (
+    "filelock/2\npid=7\nhost=elsewhere\nmode=lease\ntoken=1f\nduration={}\nstart=1\n"
+)
+
+
+def lease_of_another_machine(folder, seconds):
+    "What a process of another machine leaves that shares the disk"
+    write_text(folder / ".training.lease", ELSEWHERE.format(seconds))
+
+
+def test_another_machines_run_is_waited_for_until_it_is_silent(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(files, "SILENT", 0.5)
+    lease_of_another_machine(tmp_path, 0.5)
+    with RunDirectory(tmp_path).lock():
+        said = capsys.readouterr().out
+        assert said.startswith(f"process 7 on elsewhere works on the run in {tmp_path}")
+        assert "until it ends, or has been silent for 0.5 s" in said
+    assert not (tmp_path / ".training.lease").exists()
+
+
+def test_what_a_killed_process_kept_is_free_at_once(tmp_path, capsys):
+    ending = WAITS + "    import os; os.kill(os.getpid(), 9)\n"
+    subprocess.run([sys.executable, "-c", ending, str(tmp_path)], capture_output=True)
+    assert (tmp_path / ".training.lease").exists()
+    with RunDirectory(tmp_path).lock():
+        assert not capsys.readouterr().out
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SILENT", 0.3)
+    calls = []
+
+    def reward(x, prompts=None):
+        calls.append(1)
+        if len(calls) == 3:
+            lease_of_another_machine(tmp_path, 0.3)
+            while not files.is_taken(LOCKED[str(tmp_path)]):
+                time.sleep(0.05)
+        return x.sum(-1)
+
+    config = FinetuneConfig(updates=9, batch_size=2, steps=5)
+    call = (GaussianFlow([0.0], 1.0), reward, VGGFlow(beta=1.0), config, tmp_path)
+    with pytest.raises(Taken, match="taken over by another process"):
+        finetune(*call, progress=False)
+    run = RunDirectory(tmp_path)
+    assert len(run.metrics) < 3 and not run.checkpoints()
+    assert "elsewhere" in (tmp_path / ".training.lease").read_text()
