@@ -68,6 +68,7 @@ VERBS = {
         leave=("processes",),
     ),
     "export": Verb("commands.export:export_run"),
+    "replay": Verb("commands.replay:print_replay"),
     "report": Verb("commands.report:report_run"),
     "prompts": Verb("commands.figures:print_prompts"),
     "figures": Verb("commands.figures:run_figures"),

@@ -16,6 +16,7 @@ from vggflow.common.provenance import EDITION
 from vggflow.methods.value_gradient import VGGFlow
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
+from vggflow.training.keeping import LOCKED, Taken
 from vggflow.training.loop import finetune
 from vggflow.training.record import (
     own_settings,
@@ -23,7 +24,7 @@ from vggflow.training.record import (
     run_record,
     without_secrets,
 )
-from vggflow.training.run_directory import LOCKED, RunDirectory, Taken
+from vggflow.training.run_directory import RunDirectory
 
 
 def linear(x, prompts=None):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOP', 'LOOKS', 'run', 'taken', 'Looks', 'method_of', 'note_command', 'print_end', 'Planned', 'RunPlan',
-           'run_defaults', 'check_settings', 'watches_of', 'sheets_of', 'full_path', 'full_prompts', 'full_object',
-           'portable', 'parameter_names', 'read_card', 'read_parameters']
+           'run_defaults', 'check_settings', 'plan_run', 'watches_of', 'sheets_of', 'full_path', 'full_prompts',
+           'full_object', 'portable', 'parameter_names', 'read_card', 'read_parameters']
 
 # %% ../../nbs/7_commands/run.ipynb #2a55abdc
 import inspect
@@ -55,18 +55,10 @@ def run(
     **more,  # Other fields of `FinetuneConfig` and `Looks`; options of the world's model
 ):  # History, with .rows, .evals, .flags and .stopped
     "Finetune one model, from names and numbers"
-    place = get_world(world, model)
-    numbers = dict(updates=updates, lr=lr, save_every=save_every, eval_every=eval_every)
-    config = FinetuneConfig(**numbers, **taken(more, LOOP))
-    looks = Looks(**taken(more, LOOKS))
-    looks.validation_prompts = load_prompts(looks.validation_prompts)
-    if place.has_images:  # the record says which
-        looks.perceptual = looks.perceptual or own_perceptual(place.name)
-    own = {**more, **(dict(model=model) if model else {})}
-    method = method_of(place, method, beta, options)
-    signs = stop_names(stop_on)
-    plan = RunPlan(place, reward, method, config, looks, signs, out, own, command)
-    return plan.train(built, resume, progress)
+    named = dict(world=world, model=model, reward=reward, beta=beta, options=options)
+    named.update(updates=updates, lr=lr, save_every=save_every, eval_every=eval_every)
+    named.update(method=method, stop_on=stop_on, out=out, command=command)
+    return plan_run({**more, **named}).train(built, resume, progress)
 
 # %% ../../nbs/7_commands/run.ipynb #9608882b
 def taken(
@@ -194,19 +186,26 @@ class RunPlan(Planned):
         "Build the world, claim the folder and run the loop"
         about = self.about(built)
         if not built:
-            self.options = {**self.world.place(self.processes, self.method), **self.options}
-            self.world.check_options(self.options, run_defaults())
+            self.place_model()
         check_settings(self.config, self.method, self.processes, self.out)
         if self.out:
             self.peek(built, about, resume)
-        seed = self.config.seed
-        made = built or self.world.build(self.reward, seed=seed, **self.options)
+        made = built or self.build()
         if not self.out:
             return self.run_loop(made, not built, about, resume, progress)
         try_on_flow(made.flow, made.reward, made.prompts)  # before anything is written
         with self.folder.lock(self.processes):
             self.claim(made, about, resume)
             return self.run_loop(made, not built, about, resume, progress)
+
+    def place_model(self):
+        "Say where the world's model is to be, and check its options"
+        self.options = {**self.world.place(self.processes, self.method), **self.options}
+        self.world.check_options(self.options, run_defaults())
+
+    def build(self):
+        "Flow, reward and prompts, from their names"
+        return self.world.build(self.reward, seed=self.config.seed, **self.options)
 
     def run_loop(self, made, fresh: bool, about: dict, resume: bool, progress: bool):
         "The loop itself, on what was built"
@@ -249,6 +248,32 @@ def check_settings(
             f"sample_every={config.sample_every} writes sheets of images: "
             "it needs out= and a model with prompts"
         )
+
+# %% ../../nbs/7_commands/run.ipynb #859a2e8a
+def plan_run(
+    settings: dict,  # Parameters of `run`; its defaults where nothing is said
+) -> RunPlan:  # Raises a one-line ValueError for a wrong name or setting
+    "The run that settings ask for, its names resolved"
+    asked = {**run_defaults(), **settings}
+    place = get_world(asked["world"], asked["model"])
+    config = FinetuneConfig(**taken(asked, LOOP))
+    looks = Looks(**taken(asked, LOOKS))
+    looks.validation_prompts = load_prompts(looks.validation_prompts)
+    if place.has_images:  # the record says which
+        looks.perceptual = looks.perceptual or own_perceptual(place.name)
+    named = taken(asked, inspect.signature(run).parameters)
+    own = {**asked, **(dict(model=named["model"]) if named["model"] else {})}
+    return RunPlan(
+        place,
+        named["reward"],
+        method_of(place, named["method"], named["beta"], named["options"]),
+        config,
+        looks,
+        stop_names(named["stop_on"]),
+        named["out"],
+        own,
+        named.get("command"),
+    )
 
 # %% ../../nbs/7_commands/run.ipynb #24f5f8c7
 def watches_of(

@@ -173,7 +173,7 @@ def holder_of(
     owner = SoftFileLease(path).owner
     return f"process {owner.pid} on {owner.hostname}" if owner else "another process"
 
-
+# %% ../../nbs/0_common/files.ipynb #7aaae907
 @contextlib.contextmanager
 def lease(
     path,  # The lease; it is there as long as somebody keeps it
