@@ -87,6 +87,25 @@ def test_parquet(here):
     assert load_prompts(f"{here}/a.parquet:caption") == ["a", "b"]
 
 
+def test_what_is_too_large_is_not_read(here):
+    "A file of holes takes no place on the disk, and 300 MiB where it is read"
+    for name in ("a.txt", "a.csv", "a.jsonl"):
+        with (here / name).open("wb") as file:
+            file.truncate(300 << 20)
+        with pytest.raises(ValueError, match="has 300 MiB.* at most 256"):
+            load_prompts(str(here / name))
+
+
+def test_a_parquet_that_unpacks_to_too_much_is_not_read(here):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    table = pandas.DataFrame(dict(caption=[f"a {n:09d} " * 900 for n in range(30_000)]))
+    table.to_parquet(here / "a.parquet", compression="zstd")
+    assert (here / "a.parquet").stat().st_size < 2**25
+    with pytest.raises(ValueError, match="at most 256"):
+        load_prompts(f"{here}/a.parquet:caption")
+
+
 def test_names_files_and_prompts_together(here):
     write(here / "sets" / "mine.txt", "one\ntwo\n")
     write(here / "sets" / "pickapic.txt", "three\none\n")
