@@ -313,6 +313,18 @@ def judged(processes, pipeline) -> dict:
     return dict(evals=history.evals, said=[*said, error])
 
 
+def encoded(processes, pipeline) -> dict:
+    "What this process encodes of the prompts of a run, and what it then knows"
+    flow, alone = tiny_flow(pipeline), tiny_flow(pipeline)
+    own, asked = flow.encode_prompts, []
+    flow.encode_prompts = lambda prompts: asked.extend(prompts) or own(prompts)
+    flow.remember(PROMPTS, processes.share)
+    flow.drop_text_encoders()
+    alone.remember(PROMPTS)
+    pairs = zip(flow.encode(PROMPTS), alone.encode(PROMPTS))
+    return dict(asked=asked, same=all(torch.equal(*pair) for pair in pairs))
+
+
 def evaluated(folder, out) -> int:
     "`vggflow evaluate`: seven images of three prompts in batches of two"
     words = "--images-per-prompt 7 --steps 2 --batch-size 2 --no-floor --perceptual none"
@@ -354,6 +366,7 @@ def two(folder):
         noise=noise(processes),
         drawing=drawing(processes, loaded(folder)),
         judged=judged(processes, loaded(folder)),
+        encoded=encoded(processes, loaded(folder, t5=True)),
         evaluated=evaluated(folder, "judged-2"),
         card=train.main([str(folder / "card.json"), "--out", str(folder / "card2")]),
     )

@@ -217,9 +217,10 @@ class RunPlan(Planned):
     def run_loop(self, made, fresh: bool, about: dict, resume: bool, progress: bool):
         "The loop itself, on what was built"
         judged = self.looks.validation_prompts
-        if judged and hasattr(made.flow, "remember"):
-            made.flow.remember(made.prompts)  # first, and in batches of their own
-            made.flow.remember(judged)
+        early = judged or self.processes.number > 1
+        if early and made.prompts and hasattr(made.flow, "remember"):
+            for prompts in (made.prompts, judged):  # in batches of their own
+                made.flow.remember(prompts, self.processes.share)
         if fresh:
             self.world.prepare(made)
         how = dict(resume=resume, progress=progress, stop_on=self.stop_on, about=about)

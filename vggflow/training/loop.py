@@ -289,7 +289,7 @@ def ready_model(flow, prompts, processes: Processes, remember: bool):
     "Encode the prompts, and shard a large model where accelerate is set to"
     if prompts and (remember or processes.number > 1) and hasattr(flow, "remember"):
         # in this order: their rounding must not depend on which come first
-        flow.remember(prompts)
+        flow.remember(prompts, processes.share)
     if processes.number > 1 and wants_shards():
         shard(flow, processes)
 
