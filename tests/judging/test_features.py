@@ -190,6 +190,18 @@ def test_dreamsim_on_a_small_ensemble(small_ensemble):
         assert (extract(images) - features).abs().max() > 1e-3  # the adapters were loaded
 
 
+def test_weights_of_dreamsim_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
+    import dreamsim
+
+    def fetch(**_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(dreamsim, "dreamsim", fetch)
+    with pytest.raises(OSError, match="not known.*--perceptual efficientnet") as raised:
+        DreamSimFeatures(folder=tmp_path / "weights")
+    assert str(tmp_path / "weights") in str(raised.value)
+
+
 def test_dreamsim_has_gradients(small_ensemble):
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
     DreamSimFeatures(folder=small_ensemble)(images)[:, :3].sum().backward()

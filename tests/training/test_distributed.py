@@ -141,6 +141,15 @@ def test_the_first_process_judges_for_both(found):
     assert a["said"] == [12, 12, "the judge is ill"] and b["said"] == ["the judge is ill"]
 
 
+def test_prompts_are_encoded_by_the_first_process_for_both(found):
+    "To the last bit what each would make of them"
+    _, _, first, second = found
+    prompts = {*two_processes.PROMPTS, ""}
+    assert len(first["encoded"]["asked"]) == 4 and {*first["encoded"]["asked"]} == prompts
+    assert second["encoded"]["asked"] == []
+    assert first["encoded"]["same"] and second["encoded"]["same"]
+
+
 def test_two_processes_evaluate_what_one_evaluates(found):
     "Every image drawn by one of them, bit for bit; one table"
     folder, one, first, second = found

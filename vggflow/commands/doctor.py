@@ -186,6 +186,9 @@ class Visit(PartsVisit):
         method = self.check("method", lambda: describe_method(*asked))
         make = None if method.status == "failed" else method_of(*asked)
         self.check("settings", lambda: check_loop(given, make, self.out, world))
+        if given.get("eval_every", 1) and world.has_images:
+            looks = given.get("perceptual") or "", given.get("clip") or ""
+            self.check("evaluation", lambda: world.check_evaluator(*looks))
         model = self.model or world.default_model
         if model and (self.seen or not self.model) and any(k in given for k in OF_FLOW):
             self.check("sizes", lambda: check_sizes_of(given, model, **self.hub))

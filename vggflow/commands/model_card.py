@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TAGS', 'PACKAGES', 'NOTHING_MEASURED', 'LICENCE', 'CORRECTION', 'DRAWING', 'IN_THE_CALL', 'DIFFUSERS', 'FILE',
            'VGGFLOW', 'GRID', 'UNIFORM', 'CAUTION', 'model_card', 'card_sections', 'beginning', 'origin', 'base_name',
-           'drawn_by', 'section_use', 'image_sides', 'same_grid', 'as_cell', 'settings_table', 'section_training',
-           'section_measured', 'section_versions']
+           'drawn_by', 'section_use', 'same_grid', 'as_cell', 'settings_table', 'section_training', 'section_measured',
+           'section_versions']
 
 # %% ../../nbs/7_commands/model_card.ipynb #964c1e20
 from pathlib import Path
@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCardData
 
+from .saved import pixels_of
 from ..common.provenance import versions
 from ..theory.flow import time_grid
 from ..training.record import last_maker
+from ..worlds.checks import as_sides
 
 TAGS = ("text-to-image", "lora", "diffusers", "flow-matching")
 TAGS += ("reward-finetuning", "vggflow")
@@ -149,7 +151,8 @@ def section_use(flow, base: str, known: dict = None) -> str:
     config = (known or {}).get("record", {}).get("config", {})
     steps, shift = config.get("steps", 28), config.get("shift")
     drawn = drawn_by(flow, known)
-    height, width = image_sides(flow, drawn["latent_size"])
+    shape = pixels_of(drawn["latent_size"], flow.pipe.vae_scale_factor)
+    height, width = as_sides(shape)
     guidance, more = drawn["guidance_scale"], ""
     known_settings = flow.settings()
     for name in IN_THE_CALL:
@@ -157,7 +160,6 @@ def section_use(flow, base: str, known: dict = None) -> str:
             more += f", {name}={drawn[name]!r}"
     parts = "" if drawn["t5"] else ", text_encoder_3=None, tokenizer_3=None"
     size = f"height={height}, width={width}"
-    shape = height if height == width else [height, width]
     own = f"dtype={drawn['dtype']!r}, image_size={shape}, guidance_scale={guidance:g}"
     tiles = "\npipe.vae.enable_tiling()" if drawn["vae_tiling"] else ""
     is_uniform = torch.equal(flow.times(steps, shift), time_grid(steps))
@@ -177,12 +179,6 @@ def section_use(flow, base: str, known: dict = None) -> str:
     return f"```python\n{DIFFUSERS.format(**stock)}\n```\n\n{ours}"
 
 # %% ../../nbs/7_commands/model_card.ipynb #6ca26060
-def image_sides(flow, latent_size) -> tuple:
-    "Height and width in pixels of latents of a side, or of [height, width]"
-    sides = latent_size if isinstance(latent_size, list) else [latent_size] * 2
-    return tuple(side * flow.pipe.vae_scale_factor for side in sides)
-
-
 def same_grid(is_uniform: bool, steps: int, shift: float | None) -> tuple:
     "A line and an argument with which stock diffusers takes the run's own times"
     if is_uniform:

@@ -165,6 +165,12 @@ class Planned:
         known = dict(config=config, method=method, about=about, flow=flow)
         self.processes.share(lambda: self.folder.claim(known, resume, look=True))
 
+    def check_evaluator(self):
+        "Before a model is loaded: what evaluations need is there"
+        looks = self.looks.perceptual, self.looks.clip
+        if self.config.eval_every and self.world.has_images:
+            self.processes.share(lambda: self.world.check_evaluator(*looks))
+
     def claim(self, made, about: dict, resume: bool):
         "The folder is this run's; its command follows what has changed"
         note_command(self.command or {})
@@ -188,6 +194,7 @@ class RunPlan(Planned):
         if not built:
             self.place_model()
         check_settings(self.config, self.method, self.processes, self.out)
+        self.check_evaluator()
         if self.out:
             self.peek(built, about, resume)
         made = built or self.build()
@@ -210,17 +217,18 @@ class RunPlan(Planned):
     def run_loop(self, made, fresh: bool, about: dict, resume: bool, progress: bool):
         "The loop itself, on what was built"
         judged = self.looks.validation_prompts
-        if judged and hasattr(made.flow, "remember"):
-            made.flow.remember(made.prompts)  # first, and in batches of their own
-            made.flow.remember(judged)
+        early = judged or self.processes.number > 1
+        if early and made.prompts and hasattr(made.flow, "remember"):
+            for prompts in (made.prompts, judged):  # in batches of their own
+                made.flow.remember(prompts, self.processes.share)
         if fresh:
             self.world.prepare(made)
         how = dict(resume=resume, progress=progress, stop_on=self.stop_on, about=about)
         how.update(prompts=made.prompts, accelerator=self.processes.accelerator)
         watches = watches_of(self, made)
-        out = self.out or None
+        out = dict(out=self.out or None, tried=bool(self.out))
         return finetune(
-            made.flow, made.reward, self.method, self.config, out=out, **how, **watches
+            made.flow, made.reward, self.method, self.config, **out, **how, **watches
         )
 
 # %% ../../nbs/7_commands/run.ipynb #ae017767

@@ -41,7 +41,10 @@ def of_recipe(
     return {**settings, "model": name}
 
 # %% ../../nbs/7_commands/saved.ipynb #5cf0e40a
-def pixels_of(latent_size, scale: int):
+def pixels_of(
+    latent_size,  # A side of the latents, or [height, width]
+    scale: int,  # Pixels of one of them
+):
     "A side in pixels, or [height, width]"
     if isinstance(latent_size, list):
         return [side * scale for side in latent_size]
@@ -50,7 +53,7 @@ def pixels_of(latent_size, scale: int):
 
 def of_foreign_record(record: dict, model: str) -> dict:
     "What a record alone says of pipeline and sampler, where the model is named anew"
-    from vggflow.commands.parts import part_config
+    from vggflow.worlds.checks import part_config
     from vggflow.worlds.single_file import pipeline_home
 
     flow, config = record.get("flow") or {}, record.get("config") or {}

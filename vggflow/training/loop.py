@@ -223,13 +223,15 @@ def finetune(
     accelerator=None,  # An `accelerate.Accelerator`; None: a launcher's, if there is one
     samples: Callable | None = None,  # (flow, update), every `sample_every`
     about: dict | None = None,  # Facts by which another run is told, as the reward's text
+    tried: bool = False,  # Whether the reward has been tried on this flow
 ) -> History:  # Rows of updates and evaluations; `flags` and `stopped` tell of signs
     "Finetune `flow` towards `reward`; `ValueError` where `out` holds another run"
     config = own_settings(flow, config or FinetuneConfig())
     failures = FailureWatch(stop_names(stop_on), thresholds)
     processes = Processes(accelerator or launched())
     check_run(processes, flow, config, method)
-    try_on_flow(flow, reward, prompts)
+    if not tried:
+        try_on_flow(flow, reward, prompts)
     record = run_record(flow, reward, method, config, prompts, about)
     with claimed(out, record, resume, processes) as directory:
         ready_model(flow, prompts, processes, remember=bool(out))
@@ -287,7 +289,7 @@ def ready_model(flow, prompts, processes: Processes, remember: bool):
     "Encode the prompts, and shard a large model where accelerate is set to"
     if prompts and (remember or processes.number > 1) and hasattr(flow, "remember"):
         # in this order: their rounding must not depend on which come first
-        flow.remember(prompts)
+        flow.remember(prompts, processes.share)
     if processes.number > 1 and wants_shards():
         shard(flow, processes)
 

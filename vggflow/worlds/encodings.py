@@ -10,6 +10,7 @@ import contextlib
 import gc
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -150,6 +151,7 @@ class PromptEncoding(TextEncoders):
     def remember(
         self,
         prompts: list,  # Prompts, repeated or not
+        share: Callable = None,  # Of `Processes`, where several call this: one encodes
     ):
         "Encode them and the own ones, without a batch of all; warns where memory ends"
         prompts = list(dict.fromkeys([*prompts, *self.own_prompts()]))
@@ -163,7 +165,22 @@ class PromptEncoding(TextEncoders):
             )
         with torch.no_grad(), temporarily_clear_interpreter_stack():
             for start in range(0, len(prompts), size):
-                self._look_up(prompts[start : start + size])
+                self._learn(prompts[start : start + size], share)
+
+    def _learn(self, names, share=None):
+        "Know encodings from now on; of several processes one makes them for all"
+        self._open_disk()  # while the encoders are there
+        if share is None:
+            self._look_up(names)
+            return
+
+        def made():
+            found = self._look_up(names).items()
+            return {name: tuple(part.cpu() for part in parts) for name, parts in found}
+
+        self._cache.update(share(made))
+        if self._disk:
+            self._forget()
 
 # %% ../../nbs/5_worlds/encodings.ipynb #6856909d
 MOST_HERE = 512  # Prompts whose encodings stay on a flow's device

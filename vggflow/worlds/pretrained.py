@@ -8,11 +8,9 @@ __all__ = ['PipelineFacts', 'CheckedOptions', 'CheckedPipeline', 'PretrainedPipe
 # %% ../../nbs/5_worlds/pretrained.ipynb #9e7a0004
 import difflib
 import inspect
-import json
 
 import torch
 
-from ..common.hub import hub_file
 from vggflow.worlds.checks import (
     GUIDANCE,
     NetworkShape,
@@ -25,6 +23,7 @@ from vggflow.worlds.checks import (
     check_sizes,
     check_tokens,
     flow_of_class,
+    part_config,
     quietly,
 )
 from .decoding import check_tiny_decoder
@@ -121,16 +120,11 @@ class CheckedOptions(PipelineFacts):
     @classmethod
     def check_options(cls, path, options: dict, revision=None, **hub):
         "Refuse options that do not fit a pipeline, by its configurations alone"
-
-        def config_of(part):
-            return json.loads(
-                hub_file(path, f"{part}/config.json", revision, **hub).read_text()
-            )
-
         tokens = options.get("max_sequence_length")
         tokens = cls.usual_tokens if tokens is None else tokens
         check_tokens(tokens, options.get("text_batch", 1))
-        config, decoder = config_of("transformer"), config_of("vae")
+        parts = ("transformer", "vae")
+        config, decoder = (part_config(path, part, revision, **hub) for part in parts)
         rank, dropout = options.get("lora_rank", 8), options.get("lora_dropout", 0.0)
         check_adapter(rank, dropout, options.get("lora_alpha"))
         check_guidance(**{k: options.get(k) for k in GUIDANCE})
@@ -164,8 +158,8 @@ class CheckedPipeline(CheckedOptions):
         index = check_model(path, revision, **hub)
         cls.check_class(path, index)
         check_device(device)
-        config = hub_file(path, "transformer/config.json", revision, **hub)
-        weights = cls.network(json.loads(config.read_text())).weights
+        config = part_config(path, "transformer", revision, **hub)
+        weights = cls.network(config).weights
         check_memory(weights, dtype or torch.float32, _memory(device))
         if not {"transformer", "vae"} & {*load}:
             cls.check_options(path, own, revision, **hub)

@@ -6,13 +6,11 @@
 __all__ = ['SD3Flow', 'of_hub', 'pipeline_flow', 'trial_states', 'SD3World']
 
 # %% ../../nbs/5_worlds/sd3.ipynb #29a8199d
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..common.hub import hub_file
 from ..common.names import load_object
 from ..common.trial import check_reward, takes_latents
 from ..judging.rewards import get_reward
@@ -21,6 +19,7 @@ from vggflow.worlds.checks import (
     check_model,
     choose_device,
     flow_of_class,
+    part_config,
     quietly,
 )
 from .diffusers_flow import DiffusersFlow
@@ -121,10 +120,7 @@ def trial_states(
         return None
     hub = of_hub(how)
     home = pipeline_home(model, how.get("config"), **hub)
-    parts = [
-        json.loads(hub_file(home, f"{part}/config.json", **hub).read_text())
-        for part in ("transformer", "vae")
-    ]
+    parts = [part_config(home, part, **hub) for part in ("transformer", "vae")]
     return pipeline_flow(model, how).trial_latents(*parts, how.get("image_size"))
 
 

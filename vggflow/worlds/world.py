@@ -133,6 +133,17 @@ class ImageFeatures(World):
         clip = self.clip if clip is None else clip
         return extractors(perceptual or self.perceptual, clip or "none", device)
 
+    def run_features(self, perceptual="", clip="", device="cpu") -> dict:
+        "Those of a run's own evaluations"
+        kind = perceptual or own_perceptual(self.name)
+        return self.extractors(kind, clip or self.clip_in_training, device)
+
+    def check_evaluator(self, perceptual: str = "", clip: str = "") -> str:
+        "Make sure of a run's features, before a model is loaded; their names"
+        found = self.run_features(perceptual, clip).items()
+        named = [f"{name}: {type(net).__name__}" for name, net in found]
+        return ", ".join(named) or "rewards alone"
+
     def reports(self, reward_name, images_per_prompt) -> list:
         "Further numbers of an evaluation: functions of (images, prompts)"
         return []
@@ -165,9 +176,7 @@ class EvaluatedWorld(ImageFeatures):
         features, reports = {}, []
         if processes is None or processes.main:
             device = getattr(built.flow, "device", "cpu")
-            clip = clip or self.clip_in_training
-            kind = perceptual or own_perceptual(self.name)
-            features = self.extractors(kind, clip, device)
+            features = self.run_features(perceptual, clip, device)
             reports = self.reports(reward_name or self.default_reward, images_per_prompt)
         return Evaluator(
             built.flow,
@@ -252,6 +261,10 @@ class OwnModel(ImageWorld):
     def place(self, processes, method) -> dict:
         "Nothing: a model of one's own need not take a device"
         return {}
+
+    def check_evaluator(self, perceptual: str = "", clip: str = "") -> str:
+        "Known once the model is there: without prompts there are no features"
+        return "as the model's prompts ask"
 
     def evaluator(self, built: Built, reward_name="", beta=1.0, prompts=None, **how):
         "Of images where there are prompts; else reward and cost"

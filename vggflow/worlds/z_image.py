@@ -66,6 +66,12 @@ class ZImageFacts(PipelineFacts):
 class ZImageFlow(ZImageFacts, DiffusersFlow):
     "A `ZImagePipeline` with a LoRA adapter; the base has the adapter off"
 
+    def _freeze(self, pipe):
+        "As of any pipeline; the table of places is made now, not within a graph"
+        super()._freeze(pipe)
+        places = self.transformer.rope_embedder
+        places(torch.zeros(1, len(places.axes_dims), dtype=torch.int))
+
     @property
     def guides(self) -> bool:
         "Whether there is guidance: above 0, as in the pipeline"
