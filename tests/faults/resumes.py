@@ -21,6 +21,9 @@ from pathlib import Path
 import torch
 from forked import status_of
 from short_runs import outcome
+from tiny_flux import make_tiny_flux
+from tiny_sd3 import make_tiny_sd3
+from tiny_z_image import make_tiny_z_image
 from two_processes import start_two, status_of_all
 
 from vggflow.common.files import read_json, write_json
@@ -33,11 +36,8 @@ from vggflow.training.loop import finetune
 FILE = Path(__file__).parents[2] / "data/bench/resumes.json"
 PROMPTS = ["a cat", "a dog"]
 WAYS = dict(plain={}, ema=dict(ema=0.5), micro=dict(micro_batch=1, forward_batch=1))
-PIPELINES = dict(
-    sd3="tiny_sd3:make_tiny_sd3",
-    flux="tiny_flux:make_tiny_flux",
-    z_image="tiny_z_image:make_tiny_z_image",
-)
+PIPELINES = dict(sd3=make_tiny_sd3, flux=make_tiny_flux, z_image=make_tiny_z_image)
+SMALL = dict(lora_rank=2, image_size=16, max_sequence_length=16, guidance_scale=2.0)
 WORLDS = ("gaussian", "emoji", *PIPELINES)
 
 
@@ -56,13 +56,11 @@ def first_flow(world: str):
         from vggflow.worlds.emoji import load_emoji
 
         return load_emoji(lora_rank=2)
-    from vggflow.common.names import load_object
     from vggflow.worlds.world import load_model
 
-    make = load_object(PIPELINES[world].replace(":", ".py:"), "pipeline")
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder) / world)
-        return load_model(str(Path(folder) / world), lora_rank=2)
+        PIPELINES[world](Path(folder) / world)
+        return load_model(str(Path(folder) / world), device="cpu", **SMALL)
 
 
 @dataclass(frozen=True)

@@ -190,9 +190,10 @@ class TrainingRun(SavedRun):
             return dict(bad.row, skipped=True)
         self.save()  # the state before it is good
         note_end(self.history, update, "non-finite", bad.bad)
-        if in_a_row == 1:
-            raise bad
-        raise FloatingPointError(f"{in_a_row} updates in a row are not finite; {bad}")
+        many = f"{in_a_row} updates in a row are not finite; " if in_a_row > 1 else ""
+        where = self.directory and self.directory.path
+        look = f". vggflow replay {where} {update} looks at its samples" if where else ""
+        raise FloatingPointError(f"{many}{bad}{look}") from None
 
     def stopped_by_sign(self) -> bool:
         "Note the failure signs of the present state; True where one of them ends the run"
