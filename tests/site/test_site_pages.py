@@ -100,6 +100,8 @@ def is_there(page: str, target: str, pages: dict, staged: Path) -> bool:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
     if path.startswith("notebooks/"):  # they are copied beside the pages
         return (NBS / path.removeprefix("notebooks/")).is_file()
+    if path == "playground/analytic.html":  # so is this
+        return (ROOT / "site" / path).is_file()
     return os.path.splitext(path)[0] in pages or path in pages or (staged / path).is_file()
 
 
