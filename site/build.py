@@ -15,7 +15,7 @@ import links
 import reference
 import words
 from markup import menu, table
-from places import FLOORS, HERE, NBS, OUT, ROOT, notebooks, on_the_site, page_of
+from places import FLOORS, HERE, NBS, OUT, ROOT, WHOLE, notebooks, on_the_site, page_of
 from places import chapters as chapters_of
 
 
@@ -99,7 +99,8 @@ def with_others(text: str) -> str:
 
 
 def copy_notebooks(to: Path):
-    "The notebooks themselves, to be taken away"
+    "The notebooks themselves, to be taken away; and a page that is one already"
+    write(to / WHOLE, (HERE / WHOLE).read_text(encoding="utf8"))
     for notebook in notebooks():
         target = to / notebook.relative_to(NBS)
         target.parent.mkdir(parents=True, exist_ok=True)

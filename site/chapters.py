@@ -10,6 +10,7 @@ from pathlib import Path
 import gallery
 import register
 from markup import menu
+from pictures import DRAWN, paints
 from places import ROOT, on_the_site, page_of
 from prose import Prose
 from words import title
@@ -101,6 +102,7 @@ class Page:
         self.home = notebook.relative_to(ROOT).as_posix()
         self.prose = Prose(self.name)
         self.needed = set()  # files of the repository that it shows
+        self.painters = set()  # functions that paint
         self.heading = ""
         self.module = ""
 
@@ -136,11 +138,18 @@ class Page:
         shown += ["hide-input"] if only_imports(text) else []
         shown += ["remove-input"] if "echo:" in names or only_shows(cell, text) else []
         outputs = [self.output(output) for output in joined_outputs(cell["outputs"])]
-        alt = alternative(text, self.heading)
-        metadata = dict(tags=shown, mystnb=dict(image=dict(alt=alt)))
+        metadata = dict(tags=shown, mystnb=dict(image=self.picture(text)))
         made = dict(cell, source=text, outputs=outputs, metadata=metadata)
         before = anchors(text) if exports else []
         return [*before, *register.check_label(tags, self.name), made]
+
+    def picture(self, text: str) -> dict:
+        "What a plot is, in words; its class, where it is lines on white"
+        about = dict(alt=alternative(text, self.heading))
+        if not paints(text, self.painters):
+            return dict(about, classes=DRAWN)
+        self.painters |= set(definitions(text))
+        return about
 
     def output(self, output: dict) -> dict:
         "An output, with the links of its prose made for the site"

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from markup import menu, table
+from pictures import DRAWN, template_paints
 from places import CONTENTS, ROOT
 from words import summary
 from words import title as page_title
@@ -70,6 +71,14 @@ def alt(name: str) -> str:
     said = records()[name].get("caption") or about(name)
     plain = re.sub(r"[$\\\"<>{}]", "", said).replace("\n", " ")
     return f"{title(name)}: {plain}"
+
+
+def picture_class(
+    name: str,
+    option: str = "class",  # Of the directive
+) -> str:  # A line; '' for a picture that shows images
+    "The class of a figure that is lines on white"
+    return "" if template_paints(records()[name]["template"]) else f":{option}: {DRAWN}\n"
 
 
 # ----------------------------------------------------------------------------- numbers
@@ -252,7 +261,8 @@ def figure_page(name: str) -> str:
     record = records()[name]
     command = f"vggflow figures {name} --profile {record['profile']}"
     parts = [f"# {title(name)}", f"> {words_of(name)}"]
-    parts += [f"```{{image}} {name}.png\n:alt: {alt(name)}\n```"]
+    shown = f"```{{image}} {name}.png\n:alt: {alt(name)}\n{picture_class(name)}```"
+    parts += [f"::::{{div}} wide\n{shown}\n::::"]
     parts += [record.get("caption", "")]
     parts += [f"```sh\n{command}\n```", f"{links(name)}\n\n{made_by(record)}"]
     parts += ["## Verdict", verdict_text(record)] if verdict_text(record) else []
@@ -302,7 +312,8 @@ def card(name: str, up: str) -> str:
         words += f"\n\n```{{card-footer}}\n{said}\n```"
     return (
         f":::{{grid-item-card}} {title(name)}\n:link: ../figures/{name}\n:link-type: doc\n"
-        f":img-top: {up}/figures/small/{name}.jpg\n:img-alt: {title(name)}\n\n{words}\n:::"
+        f":img-top: {up}/figures/small/{name}.jpg\n:img-alt: {title(name)}\n"
+        f"{picture_class(name, 'class-img-top')}\n{words}\n:::"
     )
 
 
@@ -328,7 +339,8 @@ def of_template(
     first = names[0]
     others = ", ".join(f"[{title(n)}](../figures/{n}.md)" for n in names)
     record = f"[record](../figures/{first}.json)"
-    text = f"```{{figure}} ../figures/{first}.png\n:alt: {alt(first)}\n\n"
+    text = f"```{{figure}} ../figures/{first}.png\n:alt: {alt(first)}\n"
+    text += f"{picture_class(first)}\n"
     text += f"{title(first)}: {records()[first].get('caption', '')} {record}\n```\n\n"
     return text + f"{what}: {others}."
 

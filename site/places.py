@@ -63,6 +63,7 @@ def page_of_chapter(name: str) -> str:
 
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 SHOWN = ("figures", "data", "benchmarks", "site")  # folders whose files a page may show
+WHOLE = "playground/analytic.html"  # a page that is one already: it is opened, not rendered
 
 
 def site_path(
@@ -76,6 +77,8 @@ def site_path(
         return rest
     if target in ("CHANGELOG.md", "CONTRIBUTING.md"):
         return f"use/{target.lower()}"
+    if target == f"site/{WHOLE}":
+        return WHOLE
     if folder in SHOWN and (ROOT / target).is_file():
         return target
     return None
@@ -101,6 +104,8 @@ def on_the_site(
         if there == full:
             needed.add(there)
         near = os.path.relpath(there, os.path.dirname(page) or ".")
+        if there == WHOLE:
+            return f'<a href="{near}">{label[1:-1]}</a>'
         return f"{label}({near}{'#' + anchor if anchor else ''})"
 
     return LINK.sub(moved, text)

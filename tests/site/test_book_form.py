@@ -2,16 +2,31 @@
 
 import json
 import re
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-NBS = Path(__file__).parents[2] / "nbs"
+from vggflow.experiments.cards import experiment_names, template_parameters
+
+ROOT = Path(__file__).parents[2]
+NBS = ROOT / "nbs"
 CHAPTERS = sorted([*NBS.glob("[0-9]_*/*.ipynb"), *NBS.glob("emoji/*.ipynb")])
+TEMPLATES = sorted(NBS.glob("experiments/*.ipynb"))
+FLOORS = tomllib.loads((ROOT / "site/contents.toml").read_text(encoding="utf8"))["floor"]
 WIDTH = 92  # characters of a line of code, in a cell or in a fence
 FENCE = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$", re.M | re.S)
-OPENING = ("**You will learn**", "**Needs**", "**Takes**")
-NEXT = re.compile(r"^(?:\*\*)?Next:(?:\*\*)? (?=.*\]\((?:\.\./)?[\w/]+\.ipynb\))", re.M)
+OPENING = re.compile(
+    r"\*\*You will learn\*\* .+ "
+    r"\*\*Needs\*\* (?:nothing|.*\]\().* "  # nothing, or a link
+    r"\*\*Takes\*\* [^.]*(?:minute|hour)"
+)
+NEXT = re.compile(r"^\*\*Next:\*\* [^\]]*\]\(([\w./]+\.ipynb)\)", re.M)
+OF_TEMPLATE = re.compile(
+    r"\*\*(?:Draws|Runs)\*\* .+ \*\*From\*\* (.+) \*\*Takes\*\* [^.]*(?:second|minute)",
+    re.S,
+)
 
 
 def names(notebook: Path) -> str:
@@ -33,11 +48,13 @@ def shown(kind: str, text: str) -> bool:
     return kind == "markdown" or not (hidden or starts)
 
 
-def headings(notebook: Path) -> list:
-    "(level, text) of every heading"
-    prose = [FENCE.sub("", text) for kind, text in read(notebook) if kind == "markdown"]
-    found = re.findall(r"^(#+) (.+)$", "\n\n".join(prose), re.M)
-    return [(len(marks), text) for marks, text in found]
+def sections(notebook: Path) -> list:
+    "(level, title, what stands below) of every heading; code stands as one letter"
+    cells = read(notebook)
+    text = [FENCE.sub("x", part) if kind == "markdown" else "x" for kind, part in cells]
+    parts = re.split(r"^(#+) (.+)$", "\n".join(text), flags=re.M)[1:]
+    found = zip(parts[::3], parts[1::3], parts[2::3])
+    return [(len(marks), title, body) for marks, title, body in found]
 
 
 @pytest.mark.parametrize("notebook", CHAPTERS, ids=names)
@@ -45,27 +62,56 @@ def test_a_chapter_opens_with_what_it_gives_and_needs(notebook):
     cells = read(notebook)
     assert re.match(r"# .+\n+> .+", cells[0][1]), "a title, and a line that says what it is"
     prose = [text for kind, text in cells if kind == "markdown"]
-    missing = [words for words in OPENING if words not in prose[1]]
-    assert not missing, f"the prose after the title does not say {missing}"
+    opening = " ".join(prose[1].split())
+    assert OPENING.match(opening), "what it gives; nothing or a link; minutes or hours"
 
 
 @pytest.mark.parametrize("notebook", CHAPTERS, ids=names)
 def test_a_chapter_ends_with_what_to_keep(notebook):
-    titles = [text for level, text in headings(notebook) if level == 2]
-    assert "What to keep" in titles
-    after = titles[titles.index("What to keep") + 1 :]
-    assert after in ([], ["Details"]), f"after *What to keep* only *Details*: {after}"
-    ending = [text for _, text in read(notebook) if "## What to keep" in text]
-    assert len(ending) == 1 and re.search(r"^- ", ending[0], re.M), "points, a line each"
-    assert NEXT.search(ending[0]), "a link to the next chapter"
+    _, ending = read(notebook)[-1]
+    _, _, kept = ending.rpartition("## ")
+    assert kept.startswith("What to keep\n"), "the last cell is not *What to keep*"
+    assert re.search(r"^- ", kept, re.M), "points, a line each"
+    assert NEXT.search(kept), "a link to the next chapter"
+
+
+@pytest.mark.parametrize("floor", FLOORS, ids=lambda floor: floor["folder"])
+def test_the_next_chapter_is_the_next_of_the_floor(floor):
+    folder = NBS / floor["folder"]
+    assert sorted(floor["first"]) == sorted(nb.stem for nb in folder.glob("*.ipynb"))
+    chapters = [folder / f"{name}.ipynb" for name in floor["first"]]
+    targets = [NEXT.search(read(notebook)[-1][1])[1] for notebook in chapters]
+    leads = [(folder / target).resolve() for target in targets]
+    assert leads[:-1] == chapters[1:]
+    assert leads[-1].parent != folder, "the last chapter leads to another floor"
 
 
 @pytest.mark.parametrize("notebook", CHAPTERS, ids=names)
 def test_headings_go_down_one_level_at_a_time(notebook):
-    levels = [level for level, _ in headings(notebook)]
+    levels = [level for level, *_ in sections(notebook)]
     assert levels.count(1) == 1 and levels[0] == 1
-    steps = [(a, b) for a, b in zip(levels, levels[1:]) if b > a + 1]
-    assert not steps, headings(notebook)
+    assert not [(a, b) for a, b in pairwise(levels) if b > a + 1], levels
+
+
+@pytest.mark.parametrize("notebook", [*CHAPTERS, *TEMPLATES], ids=names)
+def test_every_section_says_something(notebook):
+    found = sections(notebook)
+    next_levels = [*(level for level, *_ in found[1:]), 0]
+    empty = [
+        title
+        for (level, title, body), next_level in zip(found, next_levels)
+        if not body.strip() and next_level <= level
+    ]
+    assert not empty, empty
+
+
+@pytest.mark.parametrize("notebook", TEMPLATES, ids=names)
+def test_a_template_opens_with_what_it_makes_and_from_what(notebook):
+    opening = OF_TEMPLATE.search(read(notebook)[0][1])
+    assert opening, "what it draws or runs, from which parameters, how long"
+    named = set(re.findall(r"`([\w-]+)`", opening[1]))
+    known = {*template_parameters(notebook), *experiment_names()}
+    assert named and not named - known, "parameters and experiments that are there"
 
 
 @pytest.mark.parametrize("notebook", CHAPTERS, ids=names)

@@ -100,6 +100,8 @@ def is_there(page: str, target: str, pages: dict, staged: Path) -> bool:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
     if path.startswith("notebooks/"):  # they are copied beside the pages
         return (NBS / path.removeprefix("notebooks/")).is_file()
+    if path == "playground/analytic.html":  # so is this
+        return (ROOT / "site" / path).is_file()
     return os.path.splitext(path)[0] in pages or path in pages or (staged / path).is_file()
 
 
@@ -140,6 +142,32 @@ def test_every_picture_is_said_in_words(pages):
                 "image/png" in output.get("data", {}) for output in cell.get("outputs", [])
             ):
                 assert len(cell["metadata"]["mystnb"]["image"]["alt"]) > 20, page
+
+
+def test_a_dark_page_turns_round_lines_and_never_images(pages):
+    turned = {
+        p for p in pages if p.startswith("figures/") and ":class: drawn" in joined(pages[p])
+    }
+    assert {"figures/fig05", "figures/modes", "figures/table1"} <= turned
+    assert (
+        not {"figures/fig01", "figures/fig02", "figures/fig17", "figures/prompts"} & turned
+    )
+    plots = {p: plot_classes(cells) for p, cells in pages.items()}
+    assert plots["1_theory/flow"] == ["drawn", "drawn"]
+    assert plots["7_commands/sample"] == [""]
+    assert plots["1_theory/control"] == ["", "drawn", "drawn"], (
+        "the first is painted by `heat`"
+    )
+
+
+def plot_classes(cells: list) -> list:
+    "The class of each plot of a page"
+    shown = [
+        c
+        for c in cells
+        if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))
+    ]
+    return [cell["metadata"]["mystnb"]["image"].get("classes", "") for cell in shown]
 
 
 def test_the_site_hides_what_nbdev_hides(pages):
