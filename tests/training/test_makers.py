@@ -1,8 +1,11 @@
 "Which code made a run, also where it was continued by another"
 
+import linecache
+
 import pytest
 
 from vggflow import VGGFlow, finetune
+from vggflow.common.source import code_of
 from vggflow.judging.rewards import get_reward
 from vggflow.theory.flow import GaussianFlow
 from vggflow.training.config import FinetuneConfig
@@ -41,3 +44,12 @@ def test_code_that_has_changed_is_said_and_noted(tmp_path):
     with pytest.warns(RuntimeWarning, match="other code than it began with: mine.py"):
         made = finetuned(tmp_path, 2, aim=2.0)
     assert made[0] == first and made[1]["code"]["mine.py"] != first["code"]["mine.py"]
+
+
+def test_a_cell_of_a_notebook_has_no_file(tmp_path):
+    "Jupyter keeps its source in memory, under the name of a file that is not there"
+    name, text = str(tmp_path / "1234.py"), "def mine(x, prompts=None):\n    return x\n"
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    cell = {"__name__": "__main__"}
+    exec(compile(text, name, "exec"), cell)
+    assert code_of(cell["mine"]) == {}

@@ -144,7 +144,8 @@ def own_file(
         file = Path(inspect.getsourcefile(kind) or "")
     except (TypeError, OSError):  # of a notebook, or written in C
         return None
-    return file if file.suffix == ".py" and "site-packages" not in file.parts else None
+    is_own = file.suffix == ".py" and "site-packages" not in file.parts
+    return file if is_own and file.is_file() else None  # a cell's file is in memory
 
 # %% ../../nbs/0_common/source.ipynb #2cfe7841
 def notebook_code(
