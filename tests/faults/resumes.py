@@ -1,7 +1,7 @@
 """Kill every method in every world at a random moment, call again, compare to the last bit.
 
 python -m faults.resumes          # alone and on two processes, into data/bench/resumes.json
-python -m faults.resumes emoji    # only cells with this word in their name, whose rows it renews"""
+python -m faults.resumes emoji    # only cells with this word in their name"""
 
 import argparse
 import copy

@@ -45,6 +45,6 @@ def git_commit() -> str:  # "unknown" outside a git checkout
         return "unknown"
     if head.returncode:
         return "unknown"
-    made = (":!figures", ":!data/results")
+    made = (":!figures", ":!data/results", ":!data/bench")
     changed = git("status", "--porcelain", "--", *made).stdout.strip()
     return head.stdout.strip() + ("-dirty" if changed else "")
