@@ -525,6 +525,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vggflow.common.files.copy_file': ('0_common/files.html#copy_file', 'vggflow/common/files.py'),
                                       'vggflow.common.files.counting_order': ( '0_common/files.html#counting_order',
                                                                                'vggflow/common/files.py'),
+                                      'vggflow.common.files.drop_torn_lease': ( '0_common/files.html#drop_torn_lease',
+                                                                                'vggflow/common/files.py'),
                                       'vggflow.common.files.holder_of': ('0_common/files.html#holder_of', 'vggflow/common/files.py'),
                                       'vggflow.common.files.is_locked': ('0_common/files.html#is_locked', 'vggflow/common/files.py'),
                                       'vggflow.common.files.is_taken': ('0_common/files.html#is_taken', 'vggflow/common/files.py'),

@@ -12,6 +12,7 @@ from pathlib import Path
 from faults.judge import Outcome, calling, reading, worst
 from faults.runs import copied, good, undamaged
 
+LEASE = Path(".training.lease")  # waited for, where damaged: see test_run_directory
 ROWS = ("metrics.jsonl", "eval.jsonl", "diagnostics.jsonl")
 
 
@@ -35,7 +36,8 @@ class Fault:
 def files(run: str) -> list:
     "The files of a run that hold something, by their names in it"
     found = (file for file in sorted((good() / run).rglob("*")) if file.is_file())
-    return [file.relative_to(good() / run) for file in found if file.stat().st_size]
+    names = [file.relative_to(good() / run) for file in found if file.stat().st_size]
+    return [name for name in names if name != LEASE]
 
 
 def changed(name, change: Callable, folder: Path):

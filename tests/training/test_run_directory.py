@@ -235,6 +235,14 @@ def test_what_a_killed_process_kept_is_free_at_once(tmp_path, capsys):
         assert not capsys.readouterr().out
 
 
+@pytest.mark.parametrize("torn", ["", "filelock/2\npid=", "7\nelsewhere\n", "\0" * 40])
+def test_a_torn_lease_holds_nobody_up(tmp_path, torn, capsys):
+    (tmp_path / ".training.lease").write_text(torn)
+    with RunDirectory(tmp_path).lock():
+        assert not capsys.readouterr().out
+    assert not (tmp_path / ".training.lease").exists()
+
+
 def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SILENT", 0.3)
     calls = []

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SILENT', 'write_whole', 'write_text', 'append_text', 'write_json', 'copy_file', 'sha256', 'Damaged', 'read_json',
-           'counting_order', 'print_line', 'lock', 'lease_beside', 'holder_of', 'lease', 'is_taken', 'is_locked']
+           'counting_order', 'print_line', 'lock', 'lease_beside', 'holder_of', 'drop_torn_lease', 'lease', 'is_taken',
+           'is_locked']
 
 # %% ../../nbs/0_common/files.ipynb #5eb1270e
 import contextlib
@@ -15,6 +16,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 
 # %% ../../nbs/0_common/files.ipynb #db18c28e
@@ -173,6 +175,19 @@ def holder_of(
     owner = SoftFileLease(path).owner
     return f"process {owner.pid} on {owner.hostname}" if owner else "another process"
 
+# %% ../../nbs/0_common/files.ipynb #88140109
+def drop_torn_lease(
+    path,  # A lease
+):
+    "Remove a lease without an owner: whoever took it was killed before it was written"
+    from filelock import SoftFileLease
+
+    for pause in (0.5, 0.0):  # it may be just being written
+        if not Path(path).exists() or SoftFileLease(path).owner:
+            return
+        time.sleep(pause)
+    Path(path).unlink(missing_ok=True)
+
 # %% ../../nbs/0_common/files.ipynb #7aaae907
 @contextlib.contextmanager
 def lease(
@@ -182,6 +197,7 @@ def lease(
     "Keep `path` among machines that share a disk; yields the lease of filelock"
     from filelock import SoftFileLease, Timeout
 
+    drop_torn_lease(path)
     kept = SoftFileLease(path, lease_duration=SILENT)
     try:
         kept.acquire(timeout=0)
