@@ -257,6 +257,16 @@ def test_damaged_and_foreign_files_are_encoded_anew(tiny, tmp_path):
     assert close(flow.encode(TWO)[0], kept[0]) and made == TWO
 
 
+def test_an_encoding_with_a_flipped_bit_is_encoded_anew(tiny, tmp_path):
+    kept = reload(tiny["t5"], embeddings=tmp_path).encode(TWO)
+    for file in tmp_path.iterdir():
+        data = bytearray(file.read_bytes())
+        data[-4] ^= 1  # the last digit of the last number
+        file.write_bytes(data)
+    again = reload(tiny["t5"], embeddings=tmp_path).encode(TWO)
+    assert all(map(torch.equal, again, kept))
+
+
 def test_size_and_targets(tiny):
     flow = reload(tiny["sd35"], image_size=8, lora_targets=["attn.to_q"])
     x0 = flow.prior(1)
