@@ -25,9 +25,9 @@ COMMAND = dict(world="gaussian", method="VGG-Flow", reward="linear", updates=UPD
 
 
 class DiesAt(VGGFlow):
-    "VGG-Flow whose process is gone in the middle of an update"
+    "VGG-Flow whose process is gone in the middle of an update; 0: it lives"
 
-    def __init__(self, update):
+    def __init__(self, update=0):
         super().__init__()
         self.left = update
 
@@ -57,7 +57,7 @@ def train(out, method=None, reward=linear, evaluate=size, **settings):
     history = finetune(
         flow,
         reward,
-        method or VGGFlow(),
+        method or DiesAt(),  # the same code, whether it dies or not
         config,
         out=out,
         evaluate=evaluate,
