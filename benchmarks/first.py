@@ -41,7 +41,7 @@ def steps(python: str) -> dict:
         "first picture": '.venv/bin/vggflow sample "a cat" --out cat.png',
         "a reward of one's own": ".venv/bin/python example.py",
         "set-up for figures": "make -s setup",
-        "first figure": ".venv/bin/vggflow figures 5 --redraw",
+        "first figure": ".venv/bin/vggflow figures 5 --redraw --fresh",
     }
 
 
