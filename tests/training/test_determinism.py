@@ -4,6 +4,7 @@
 
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as any_of
 from short_runs import EVERY_METHOD, distance, gaussian_run
 
+from vggflow.common.files import write_json
 from vggflow.experiments.cards import Card, card_id, load_card
 from vggflow.methods.registry import METHODS
 from vggflow.training.run_directory import RunDirectory
@@ -108,14 +110,5 @@ def test_a_card_is_told_by_what_it_holds(parameters, random):
     assert card_id("toy", {**parameters, "lr": 0.125}) != mine
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "card.json"
-        card = Card("e", "toy", parameters)
-        file.write_text(card_text(card), encoding="utf8")
+        write_json(file, asdict(Card("e", "toy", parameters)))
         assert load_card(file).parameters == parameters
-
-
-def card_text(card) -> str:
-    "A card as a file holds it"
-    from dataclasses import asdict
-    from json import dumps
-
-    return dumps(asdict(card))

@@ -8,13 +8,12 @@ __all__ = ['ContentHash', 'checksum', 'base_fingerprint']
 # %% ../../nbs/4_judging/fingerprints.ipynb #bc31d62c
 import hashlib
 import inspect
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-import vggflow
 from ..common.files import sha256
+from ..common.source import own_file
 
 # %% ../../nbs/4_judging/fingerprints.ipynb #e794b535
 def _tensor_digest(tensor) -> bytes:
@@ -31,13 +30,8 @@ def _tensor_digest(tensor) -> bytes:
 
 def _source_sha256(x) -> str:
     "Checksum of the file that a function or class is from, where it is the user's own"
-    try:
-        file = Path(inspect.getsourcefile(x) or "")
-    except (TypeError, OSError):
-        return ""
-    installed = {"site-packages", "dist-packages"} & set(file.parts)
-    ours = Path(vggflow.__file__).parent in file.parents  # versions say what these are
-    return sha256(file) if file.is_file() and not installed and not ours else ""
+    file = own_file(x)  # versions say what others are
+    return sha256(file) if file else ""
 
 # %% ../../nbs/4_judging/fingerprints.ipynb #4bcb64e7
 def _plain_attributes(module) -> dict:
