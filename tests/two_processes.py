@@ -36,6 +36,7 @@ from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune
 from vggflow.training.processes import Processes, launched, shard, wants_shards
 from vggflow.training.update import draw_samples
+from vggflow.worlds.world import get_world
 
 PROMPTS = ["a cat", "a red dog", "two fish"]
 RECOMPUTED = dict(gradient_checkpointing=True)
@@ -325,6 +326,20 @@ def encoded(processes, pipeline) -> dict:
     return dict(asked=asked, same=all(torch.equal(*pair) for pair in pairs))
 
 
+def placed(processes, folder) -> dict:
+    "Text encoders of a model that a run or an evaluation loads, and what it then knows"
+    world = get_world("sd3")
+    words = dict(lora_rank=2, embeddings=str(folder / "words"))
+    place = words | world.place(processes)
+    flow = world.build(f"{__file__}:pale", PROMPTS, model=folder / "whole", **place).flow
+    there = [encoder is not None for encoder in flow.encoders()]
+    flow.remember(PROMPTS, processes.share)
+    kept = {name: parts[0].clone() for name, parts in flow._cache.items()}
+    flow._cache.clear()  # what is on the disk is found without an encoder
+    same = all(torch.equal(flow.encode([name])[0][0], kept[name]) for name in kept)
+    return dict(there=there, recipe=flow.recipe, same=same and len(kept) == 4)
+
+
 def evaluated(folder, out) -> int:
     "`vggflow evaluate`: seven images of three prompts in batches of two"
     words = "--images-per-prompt 7 --steps 2 --batch-size 2 --no-floor --perceptual none"
@@ -367,6 +382,7 @@ def two(folder):
         drawing=drawing(processes, loaded(folder)),
         judged=judged(processes, loaded(folder)),
         encoded=encoded(processes, loaded(folder, t5=True)),
+        placed=placed(processes, folder),
         evaluated=evaluated(folder, "judged-2"),
         card=train.main([str(folder / "card.json"), "--out", str(folder / "card2")]),
     )

@@ -60,7 +60,9 @@ VERBS = {
         ("commands.finetune:finetune_model", *RUN, "commands.doctor:doctor"),
     ),
     "finetune": Verb("commands.finetune:finetune_model", RUN),
-    "sample": Verb("commands.sample:sample_images", SAVED, pipeline=True),
+    "sample": Verb(
+        "commands.sample:sample_images", SAVED, pipeline=True, leave=("processes",)
+    ),
     "evaluate": Verb(
         "commands.evaluate:evaluate_model",
         (*SAVED, "commands.evaluate:draw_sets"),

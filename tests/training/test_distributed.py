@@ -150,6 +150,15 @@ def test_prompts_are_encoded_by_the_first_process_for_both(found):
     assert first["encoded"]["same"] and second["encoded"]["same"]
 
 
+def test_the_first_process_alone_loads_text_encoders(found):
+    "The others are told the encodings, and find them on the disk"
+    _, _, first, second = found
+    assert first["placed"]["there"] == [True] * 3
+    assert second["placed"]["there"] == [False] * 3
+    assert first["placed"]["same"] and second["placed"]["same"]
+    assert first["placed"]["recipe"] == second["placed"]["recipe"]
+
+
 def test_two_processes_evaluate_what_one_evaluates(found):
     "Every image drawn by one of them, bit for bit; one table"
     folder, one, first, second = found

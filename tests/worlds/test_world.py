@@ -97,11 +97,12 @@ def test_an_analytic_evaluation_knows_the_optimum():
 
 def test_where_a_process_puts_its_model():
     one = SimpleNamespace(number=1, device="cuda:0")
-    two = SimpleNamespace(number=2, device="cuda:1")
+    two = SimpleNamespace(number=2, device="cuda:1", main=False)
     exact = SimpleNamespace(weights_dtype="float32")
     plain = SimpleNamespace(weights_dtype=None)
     sd3, emoji, gaussian = get_world("sd3"), get_world(), get_world("gaussian")
-    assert sd3.place(two, exact) == dict(device="cuda:1", dtype="float32")
+    there = dict(device="cuda:1", dtype="float32", text_encoders=False)
+    assert sd3.place(two, exact) == there
     assert sd3.place(one, plain) == gaussian.place(two, exact) == {}
     assert emoji.place(two, exact) == dict(device="cuda:1")
 

@@ -203,7 +203,7 @@ def draw_sets(
 
     if not prompts:
         raise ValueError("which prompts? Give --prompts, for example --prompts drawbench")
-    saved = load_saved(**model)
+    saved = load_saved(**model, processes=processes)
     plan = sets_wanted(bool(model.get("lora") or model.get("run")), no_base, no_floor)
     how = dict(n=images_per_prompt, batch_size=batch_size, progress=not quiet)
     how["steps"] = steps or saved.said.get("steps") or 20

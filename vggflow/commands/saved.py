@@ -166,6 +166,7 @@ def load_saved(
     device: str = None,  # cuda, cuda:1 or cpu
     vae_tiling: bool = None,  # Decode in tiles; as in the run
     trust: bool = False,  # Run code that the run names, as my.py:reward
+    processes=None,  # `Processes` that draw together
     **pipeline,  # Those named in PIPELINE
 ) -> SavedModel:
     "The model that names and a run directory mean"
@@ -184,8 +185,11 @@ def load_saved(
         lora, own, weights = adapter_of_run(run)
         settings["base_lora"] = inside_base(said)
     dtype = dtype or said.get("dtype") or ""
-    settings = {**settings, **own, "guidance_scale": guidance_scale}
-    flow = load_model(model, lora or "", dtype, device or "", **settings)
+    place = world.place(processes) if processes else {}
+    if device:
+        place["device"] = device
+    settings = {**settings, **own, **place, "guidance_scale": guidance_scale}
+    flow = load_model(model, lora or "", dtype, **settings)
     if of_run:
         refuse_another_base(run, flow)
     if weights:

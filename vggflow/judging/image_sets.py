@@ -9,12 +9,14 @@ __all__ = ['VERSION', 'image_noise', 'draw_jobs', 'draw_images', 'image_file', '
 # %% ../../nbs/4_judging/image_sets.ipynb #7d94d595
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..common.files import counting_order, read_json, sha256, write_json, write_whole
 from ..common.images import as_rgb, pixels, save_image
@@ -82,16 +84,23 @@ def draw_images(
     processes.share(lambda: _claim_folder(folder, record))
     jobs = [(p, i) for p in range(len(prompts)) for i in range(n)]
     batches = [jobs[k : k + batch_size] for k in range(0, len(jobs), batch_size)]
+    batches = processes.share(lambda: _batches_to_draw(folder, batches))
+    if batches and hasattr(flow, "remember"):
+        flow.remember([prompts[p] for p, _ in chain(*batches)], processes.share)
     own = batches[processes.rank :: processes.number]
-    shown = progress and processes.main
-    for batch in _show_progress(own, shown, f"drawing {folder.name}"):
-        if all(is_image(image_file(folder, *job)) for job in batch):
-            continue
+    hidden = not progress or not processes.main
+    for batch in tqdm(own, f"drawing {folder.name}", disable=hidden):
         for job, image in zip(batch, draw_jobs(flow, prompts, batch, times, seed, base)):
             _write_png(image_file(folder, *job), image)
     processes.share(lambda: None)  # all images are there
 
 # %% ../../nbs/4_judging/image_sets.ipynb #0d64c2f8
+def _batches_to_draw(folder, batches) -> list:
+    "Those of which an image is missing"
+    there = {job for job in chain(*batches) if is_image(image_file(folder, *job))}
+    return [batch for batch in batches if not there.issuperset(batch)]
+
+
 def _drawing_record(flow, prompts, times, seed, base) -> dict:
     "What draws a folder of images"
     about = getattr(flow, "describe", dict)()
@@ -153,15 +162,6 @@ def _write_png(path, image):
     (picture,) = pixels(image[None])
     picture = Image.fromarray(picture)
     write_whole(path, lambda file: picture.save(file, "png", compress_level=1))
-
-
-def _show_progress(parts, shown, what):
-    "`parts`, with a bar where it is to be shown"
-    if not shown:
-        return parts
-    from tqdm.auto import tqdm
-
-    return tqdm(parts, desc=what)
 
 # %% ../../nbs/4_judging/image_sets.ipynb #d29198f8
 def check_distinct(
@@ -311,8 +311,8 @@ def score_images(
     out = Path(out)
     judges = checksum(rewards, features)
     scored = []
-    what = f"scoring {out.name}"
-    for i, prompt in enumerate(_show_progress(list(files), progress, what)):
+    bar = tqdm(files, f"scoring {out.name}", disable=not progress)
+    for i, prompt in enumerate(bar):
         key = checksum(judges, prompt, *map(sha256, files[prompt]))
         file = out / f"{i:05d}.safetensors"
         if _stored_key(file) != key:

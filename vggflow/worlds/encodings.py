@@ -171,17 +171,19 @@ class PromptEncoding(TextEncoders):
 
     def _learn(self, names, share=None):
         "Know encodings from now on; of several processes one makes them for all"
-        self._open_disk()  # while the encoders are there
         if share is None:
             self._look_up(names)
             return
 
         def made():
             found = self._look_up(names).items()
-            return {name: tuple(part.cpu() for part in parts) for name, parts in found}
+            known = {name: tuple(part.cpu() for part in parts) for name, parts in found}
+            return known, self._disk and self._disk.identity
 
-        self._cache.update(share(made))
-        if self._disk:
+        known, identity = share(made)
+        self._cache.update(known)
+        if identity:
+            self._open_disk(identity)
             self._forget()
 
 # %% ../../nbs/5_worlds/encodings.ipynb #6856909d
@@ -227,13 +229,13 @@ class PromptMemory(PromptEncoding):
         for name in named[: max(0, len(self._cache) - MOST_HERE)]:
             del self._cache[name]
 
-    def _open_disk(self):
-        "The cache on disk, if one is wanted; encoders must be there the first time"
+    def _open_disk(self, identity=""):
+        "The cache on disk, if one is wanted; the first time encoders or their identity"
         wanted = self.embeddings and self._disk is None
-        if wanted and self.pipe.text_encoder is not None:
-            config = self.transformer.config
-            widths = self.encoding_widths(config, self.max_sequence_length)
-            self._disk = PromptCache(self.embeddings, self.text_identity(), widths)
+        if wanted and (identity or self.pipe.text_encoder is not None):
+            widths = self.encoding_widths(self.transformer.config, self.max_sequence_length)
+            identity = identity or self.text_identity()
+            self._disk = PromptCache(self.embeddings, identity, widths)
         return self._disk
 
     def _encode_new(self, new: list) -> dict:
@@ -242,8 +244,8 @@ class PromptMemory(PromptEncoding):
             return {}
         if self.pipe.text_encoder is None:
             raise ValueError(
-                f"prompt {new[0]!r} was not encoded before drop_text_encoders(): "
-                "call flow.encode(prompts) first"
+                f"prompt {new[0]!r} has no encoding, and the text encoders are not here: "
+                "call flow.encode(prompts) before drop_text_encoders()"
             )
         made = {}
         with self._encoders_here():

@@ -193,10 +193,13 @@ class PretrainedPipeline(CheckedPipeline):
         token=None,  # Of the hub
         local_files_only: bool = False,  # Look in the local cache only
         config=None,  # Of a single file: folder or hub id of the pipeline it belongs to
+        text_encoders: bool = True,  # False: `remember` gets encodings of another process
         **kwargs,  # Others of `SD3Flow`, of `configure`, and of the pipeline's loader
     ):
         "Load a pipeline and adapt it; what is wrong with it is said beforehand"
         own, load = cls.split_options(kwargs)
+        if not text_encoders:
+            load |= dict.fromkeys(cls.encoder_names)
         dtype, told = as_dtype(dtype), guidance_scale
         guidance_scale = cls.usual_guidance if told is None else told
         adapter = dict(lora_rank=lora_rank, lora_alpha=lora_alpha)

@@ -178,10 +178,12 @@ class SD3World(ImageWorld):
         built.flow.remember(built.prompts)
         built.flow.drop_text_encoders()
 
-    def place(self, processes, method) -> dict:
-        "Device of this process; the dtype that a method asks for"
-        dtype = getattr(method, "weights_dtype", None)
+    def place(self, processes, method=None) -> dict:
+        "Device of this process, text encoders on the first; the dtype of a method"
         place = super().place(processes, method)
+        if processes.number > 1:
+            place["text_encoders"] = processes.main
+        dtype = getattr(method, "weights_dtype", None)
         return dict(place, dtype=dtype) if dtype else place
 
     def load_flow(self, name="", **settings) -> DiffusersFlow:

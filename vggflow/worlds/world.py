@@ -86,7 +86,7 @@ class World:
             choose(option, {*self.options(), *known}, what)
         return options
 
-    def place(self, processes, method) -> dict:
+    def place(self, processes, method=None) -> dict:
         "Options that say where the model of this process goes"
         return {}
 
@@ -96,7 +96,7 @@ class World:
 # %% ../../nbs/5_worlds/world.ipynb #e7351711
 def parameters(function) -> set:
     "Names that a function takes, but for itself and what is made for it"
-    made = {"self", "cls", "pipe", "path", "options", "kwargs"}
+    made = {"self", "cls", "pipe", "path", "options", "kwargs", "text_encoders"}
     return {*inspect.signature(function).parameters} - made
 
 # %% ../../nbs/5_worlds/world.ipynb #37565875
@@ -113,7 +113,7 @@ class ImageFeatures(World):
         "Features of diversity where nothing is asked for"
         return own_perceptual(self.name)
 
-    def place(self, processes, method) -> dict:
+    def place(self, processes, method=None) -> dict:
         "Device of this process, where there are several"
         return dict(device=str(processes.device)) if processes.number > 1 else {}
 
@@ -258,7 +258,7 @@ class OwnModel(ImageWorld):
             flow.load_lora(lora)
         return flow
 
-    def place(self, processes, method) -> dict:
+    def place(self, processes, method=None) -> dict:
         "Nothing: a model of one's own need not take a device"
         return {}
 
