@@ -5,9 +5,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from errno import EACCES, EIO, ENOSPC
+from errno import EACCES, EIO, ENOSPC, EROFS, ESTALE
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from forked import context, status_of
 
@@ -16,11 +17,14 @@ from faults.runs import INTERVAL, UPDATES, copied, linear, made, size, train
 from vggflow.common.seals import look_at_rows
 
 WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+LOOKS = (*WRITES, "os.listdir", "os.scandir")
 KILLED, ENDED, FINE = 9, 1, 0
 
 
 def is_write(event: str, words: tuple, folder: Path) -> bool:
     "Whether Python is about to change a file or a folder in a folder"
+    if event not in WRITES:
+        return False
     if event in ("os.remove", "os.rmdir") and words[-1] != -1:
         return True  # of a tree that is removed: the name is relative
     if str(folder) not in str(words[0]):
@@ -31,18 +35,16 @@ def is_write(event: str, words: tuple, folder: Path) -> bool:
     return mode[0] in "wax" if mode else bool(flags & (os.O_WRONLY | os.O_RDWR))
 
 
-def at_write(number: int, folder: Path, act: Callable, events=WRITES):
-    "Act before this process's write of that number in a folder; 0 counts them"
-    seen = [0]
+def is_new(event: str, words: tuple, folder: Path) -> bool:
+    "Whether Python is about to make a file or a folder in a folder"
+    if event not in ("open", "os.mkdir") or not is_write(event, words, folder):
+        return False
+    return not os.path.exists(words[0])
 
-    def hook(event, words):
-        if event in events and is_write(event, words, folder):
-            seen[0] += 1
-            if seen[0] == number:
-                act()
 
-    sys.addaudithook(hook)
-    return seen
+def is_look(event: str, words: tuple, folder: Path) -> bool:
+    "Whether Python is about to do anything with a folder or a file in it"
+    return str(folder) in str(words[0]) or is_write(event, words, folder)
 
 
 def fails(code: int):
@@ -50,24 +52,52 @@ def fails(code: int):
     raise OSError(code, os.strerror(code))
 
 
+class Act(NamedTuple):
+    "What happens before a write of a number; after it too, where it lasts"
+
+    act: Callable
+    events: tuple = WRITES
+    lasts: Callable | None = None  # Whether it happens to an event after that write
+
+
 ACTS = {
-    "killed at a write": (lambda: os._exit(KILLED), WRITES),
-    "disk full at a write": (partial(fails, ENOSPC), WRITES),
-    "error of a drive at a write": (partial(fails, EIO), WRITES),
-    "renaming refused": (partial(fails, EACCES), ("os.rename",)),
+    "killed at a write": Act(lambda: os._exit(KILLED)),
+    "disk full at a write": Act(partial(fails, ENOSPC)),
+    "error of a drive at a write": Act(partial(fails, EIO)),
+    "renaming refused": Act(partial(fails, EACCES), ("os.rename",)),
+    "read-only from a write on": Act(partial(fails, EROFS), lasts=is_write),
+    "no new files from a write on": Act(partial(fails, ENOSPC), lasts=is_new),
+    "drive gone from a write on": Act(partial(fails, ESTALE), LOOKS, lasts=is_look),
 }
+
+
+def at_write(number: int, folder: Path, what: Act):
+    "Act before this process's write of that number in a folder; 0 counts them"
+    seen = [0]
+
+    def hook(event, words):
+        if event not in what.events:
+            return
+        writes = is_write(event, words, folder)
+        seen[0] += writes
+        begins = writes and seen[0] == number
+        goes_on = what.lasts and 0 < number <= seen[0]
+        if goes_on and what.lasts(event, words, folder) or begins and not what.lasts:
+            what.act()
+
+    sys.addaudithook(hook)
+    return seen
 
 
 def broken_train(kind: str, number: int, folder: Path):
     "Train in this process until its write of that number"
-    act, events = ACTS[kind]
-    at_write(number, folder, act, events)
+    at_write(number, folder, ACTS[kind])
     train(folder)
 
 
 def counted_writes(folder: Path, events: tuple, file: Path):
     "Write down how often a run writes"
-    seen = at_write(0, folder, None, events)
+    seen = at_write(0, folder, Act(None, events))
     train(folder)
     file.write_text(str(seen[0]))
 
@@ -116,7 +146,7 @@ class Break:
 
 def breaks_of(kind: str, every: int = 1) -> Iterator[Break]:
     "A run from its start, ended at each of its writes, or at some"
-    for number in range(1, writes(ACTS[kind][1]) + 1, every):
+    for number in range(1, writes(ACTS[kind].events) + 1, every):
         work = partial(broken_train, kind, number)
         ends = KILLED if kind.startswith("killed") else None
         lines = ("OSError", "PermissionError")
@@ -141,6 +171,21 @@ def failing_drives() -> Iterator[Break]:
 def refused_renames() -> Iterator[Break]:
     "Each rename of a run is refused"
     yield from breaks_of("renaming refused")
+
+
+def read_only_drives() -> Iterator[Break]:
+    "From every fourth write on, nothing can be written any more"
+    yield from breaks_of("read-only from a write on", every=4)
+
+
+def no_inodes() -> Iterator[Break]:
+    "From every fourth write on, no file or folder can be made, those there are written"
+    yield from breaks_of("no new files from a write on", every=4)
+
+
+def drives_gone() -> Iterator[Break]:
+    "From every fourth write on, the folder can neither be read nor written"
+    yield from breaks_of("drive gone from a write on", every=4)
 
 
 class Failure(Exception):
@@ -217,6 +262,9 @@ BREAKS = (
     full_disks,
     failing_drives,
     refused_renames,
+    read_only_drives,
+    no_inodes,
+    drives_gone,
     failing_parts,
     timed_kills,
     two_calls,
