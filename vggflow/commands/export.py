@@ -7,7 +7,6 @@ __all__ = ['reward_asked', 'read_run', 'correction_settings', 'save_correction',
            'move_files', 'export_run']
 
 # %% ../../nbs/7_commands/export.ipynb #024c8bc1
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from .model_card import model_card
+from ..common.files import read_json, write_json
 from ..theory.value import ValueGradient
 from ..training.run_directory import RunDirectory
 
@@ -85,7 +85,7 @@ def save_correction(
     save_file(own, Path(folder) / "correction.safetensors")
     kind = correction_settings(flow, own)
     settings = dict(kind, unit=float(state["value.unit"]), eta=eta, clip=clip)
-    (Path(folder) / "correction.json").write_text(json.dumps(settings, indent=1))
+    write_json(Path(folder) / "correction.json", settings)
     return True
 
 # %% ../../nbs/7_commands/export.ipynb #c5f150a7
@@ -101,7 +101,7 @@ def load_correction(
             f"{folder} holds no value correction: "
             "only runs of VGG-Flow with correction=True have one"
         )
-    settings = json.loads((folder / "correction.json").read_text())
+    settings = read_json(folder / "correction.json", "export the run again")
     shape = settings["kind"], settings.get("layers"), settings.get("heads")
     net = flow.make_correction(*shape)
     try:

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 
 from ..common.data import data_file, project_root, prompts_folder
-from ..common.files import sha256, write_text
+from ..common.files import sha256, write_json, write_text
 from ..common.names import choose
 from ..common.perceptual import own_perceptual
 from ..common.provenance import EDITION
@@ -243,7 +243,7 @@ class Card:
                 template=self.template,
                 parameters=self.parameters,
             )
-            write_text(file, json.dumps(content, indent=1))
+            write_json(file, content)
         return file
 
 # %% ../../nbs/6_experiments/cards.ipynb #0f8f74f4

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.files import copy_file, sha256, write_text
+from ..common.files import copy_file, sha256, write_json
 from .cards import read_experiments
 
 # %% ../../nbs/6_experiments/samples.ipynb #6b2ef84d
@@ -56,7 +56,7 @@ def bundle_samples(
     _remove_others(folder, sheets)
     if sheets:
         content = dict(experiment=experiment, seed=first, prompts=prompts, sheets=sheets)
-        write_text(record, json.dumps(content, indent=1, ensure_ascii=False))
+        write_json(record, content)
 
 # %% ../../nbs/6_experiments/samples.ipynb #18aa4fc0
 def _seed(card):

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from ..common.data import project_root
-from ..common.files import sha256, write_text
+from ..common.files import sha256, write_json, write_text
 from ..common.provenance import versions
 from ..common.seals import whole_rows
 from vggflow.experiments.cards import (
@@ -235,7 +235,7 @@ def _write_record(file, record):
         if {name: old.get(name) for name in record} == json.loads(json.dumps(record)):
             os.utime(file)
             return
-    write_text(file, json.dumps(dict(record, versions=versions()), indent=1))
+    write_json(file, dict(record, versions=versions()))
 
 # %% ../../nbs/6_experiments/tables.ipynb #739f6ed8
 def table_state(
@@ -291,5 +291,5 @@ def keep_table(
         raise ValueError(f"no table {table} with a record of its own: {remedy}")
     template = read_experiments()[experiment]["template"]
     file = table.with_suffix(".json")
-    write_text(file, json.dumps(accept(record, template), indent=1))
+    write_json(file, accept(record, template))
     return file
