@@ -8,9 +8,13 @@ __all__ = ['FLOWS', 'HUB_MODELS', 'Size', 'GUIDANCE', 'SHORT_DTYPES', 'check_mod
            'check_tokens', 'check_guidance', 'check_placed', 'as_dtype', 'quietly']
 
 # %% ../../nbs/5_worlds/checks.ipynb #88f30a51
+import logging
+
 from ..common.torchvision_cpu import cure
 
 cure()  # before diffusers and transformers look for torchvision
+# peft's import of bitsandbytes tells every process what 4 bits lack on a CPU
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # %% ../../nbs/5_worlds/checks.ipynb #f00d25a4
 import contextlib
