@@ -98,11 +98,11 @@ def with_others(text: str) -> str:
     return text.replace("OTHERS\n", "".join(f"{name}\n" for name in names))
 
 
-def copy_notebooks(to: Path):
-    "The notebooks themselves, to be taken away; and a page that is one already"
-    write(to / WHOLE, (HERE / WHOLE).read_text(encoding="utf8"))
+def copy_as_they_are(html: Path):
+    "The page that is one already, and the notebooks themselves, to be taken away"
+    write(html / WHOLE, (HERE / WHOLE).read_text(encoding="utf8"))
     for notebook in notebooks():
-        target = to / notebook.relative_to(NBS)
+        target = html / "notebooks" / notebook.relative_to(NBS)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(notebook, target)
 
@@ -124,7 +124,7 @@ def main() -> int:
     shutil.rmtree(html, ignore_errors=True)
     stage(pages)
     render(pages, html)
-    copy_notebooks(html / "notebooks")
+    copy_as_they_are(html)
     write(html / "llms.txt", words.llms_txt(pages))
     problems = links.problems(html)
     print(*problems, sep="\n", end="\n" if problems else "")

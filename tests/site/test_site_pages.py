@@ -85,24 +85,19 @@ def joined(cells: list) -> str:
     return "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
 
 
-def test_every_link_and_picture_is_there(pages, staged):
+def test_every_link_and_picture_is_there(pages, staged, tmp_path):
+    beside = f"from pathlib import Path\nimport build\nbuild.copy_as_they_are(Path({str(tmp_path)!r}))"
+    assert asked(beside).returncode == 0
     dead = []
     for page, cells in pages.items():
         for found in LINK.finditer(prose(cells)):
             target = next(filter(None, found.groups())).partition("#")[0]
-            if target and "://" not in target and not is_there(page, target, pages, staged):
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+            is_page = os.path.splitext(path)[0] in pages or path in pages
+            is_file = (staged / path).is_file() or (tmp_path / path).is_file()
+            if target and "://" not in target and not is_page and not is_file:
                 dead.append(f"{page}: {target}")
     assert not dead, "\n".join(dead)
-
-
-def is_there(page: str, target: str, pages: dict, staged: Path) -> bool:
-    "Whether a link leads to a page, or to a file that the pages show"
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
-    if path.startswith("notebooks/"):  # they are copied beside the pages
-        return (NBS / path.removeprefix("notebooks/")).is_file()
-    if path == "playground/analytic.html":  # so is this
-        return (ROOT / "site" / path).is_file()
-    return os.path.splitext(path)[0] in pages or path in pages or (staged / path).is_file()
 
 
 def asked(code: str, **variables) -> subprocess.CompletedProcess:
