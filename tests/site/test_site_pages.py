@@ -86,8 +86,8 @@ def joined(cells: list) -> str:
 
 
 def test_every_link_and_picture_is_there(pages, staged, tmp_path):
-    beside = f"from pathlib import Path\nimport build\nbuild.copy_as_they_are(Path({str(tmp_path)!r}))"
-    assert asked(beside).returncode == 0
+    copied = f"import build\nbuild.copy_as_they_are(build.Path({str(tmp_path)!r}))"
+    assert asked(copied).returncode == 0
     dead = []
     for page, cells in pages.items():
         for found in LINK.finditer(prose(cells)):

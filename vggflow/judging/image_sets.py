@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.files import counting_order, read_json, sha256, write_json, write_whole
-from ..common.images import as_rgb, pixels, save_image
+from ..common.images import pixels, read_image, save_image
 from ..common.random import generator_of
 from ..common.trial import check_finite, check_scores
 from .evaluation import ONE_PROCESS
@@ -236,25 +236,12 @@ def _first_images(files, n, folder) -> dict:
         )
     return {prompt: found[: n or least] for prompt, found in files.items()}
 
-
-def _read_image(file):
-    "An image as bytes, colours last"
-    from PIL import Image
-
-    try:
-        return np.array(as_rgb(Image.open(file)))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{file} is no whole image ({' '.join(str(error).split())}): "
-            "remove it and draw it again, or copy it again"
-        ) from None
-
 # %% ../../nbs/4_judging/image_sets.ipynb #57051bc5
 def read_images(
     files,  # Files of images of one prompt
 ) -> Tensor:  # (n, 3, H, W) in [0, 1]; raises `ValueError` where sizes differ
     "Read images of one prompt"
-    images = [torch.from_numpy(_read_image(file)).permute(2, 0, 1) for file in files]
+    images = [torch.from_numpy(read_image(file)).permute(2, 0, 1) for file in files]
     if len({image.shape for image in images}) > 1:
         raise ValueError(
             f"images of different sizes in {Path(files[0]).parent}: make them one size"

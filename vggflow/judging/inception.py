@@ -10,11 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..common.files import sha256
-from ..common.images import as_rgb
+from ..common.images import read_image
 
 # %% ../../nbs/4_judging/inception.ipynb #1ace9006
 PUBLISHED = "weights-inception-2015-12-05-6726825d.pth"
@@ -74,10 +73,7 @@ class ImageFiles(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, place: int) -> Tensor:
-        import numpy as np
-
-        with Image.open(self.files[place]) as image:
-            return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1)
+        return torch.from_numpy(read_image(self.files[place])).permute(2, 0, 1)
 
 
 def inception_fid(
