@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..common.files import Damaged
 from vggflow.common.seals import (
+    Rows,
     append_row,
     look_at_rows,
     read_sealed,
@@ -81,27 +82,27 @@ class RowFiles:
 
     def rewind(self, update: int, kept: dict | None = None):
         "Forget the rows after `update`; `kept`, of a checkpoint, stand in for damaged ones"
-        self.tell_of_repeats(update)
+        found = {kind: look_at_rows(self.file_of(kind)) for kind in ROWS}
+        self.tell_of_repeats(update, found["metrics"].rows)
         for kind in ROWS:
-            rows = self.rows_up_to(update, kind, kept and kept[kind])
+            rows = self.rows_up_to(update, kind, found[kind], kept and kept[kind])
             if rows or kind != "diagnostics":
                 self.seals[kind] = write_rows(self.file_of(kind), rows)
             else:
                 remove_rows(self.file_of(kind))
                 self.seals.pop(kind, None)
 
-    def tell_of_repeats(self, update: int):
+    def tell_of_repeats(self, update: int, rows: list):
         "Warn where there are rows of updates after the last checkpoint"
-        done = [row["update"] for row in look_at_rows(self.file_of("metrics")).rows]
+        done = [row["update"] for row in rows]
         if done and done[-1] > update:
             said = f"{self.path} goes on from update {update}, its last whole checkpoint: "
             said += f"what was done up to update {done[-1]} is repeated"
             warnings.warn(said, RuntimeWarning, stacklevel=2)
 
-    def rows_up_to(self, update: int, kind: str, kept: list | None) -> list:
+    def rows_up_to(self, update: int, kind: str, found: Rows, kept: list | None) -> list:
         "Rows of a file, or of a checkpoint where the file is not what was written"
         file = self.file_of(kind)
-        found = look_at_rows(file)
         rows = [row for row in found.rows if row["update"] <= update]
         if kept is None:
             if found.damaged and update:
