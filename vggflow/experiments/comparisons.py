@@ -6,7 +6,8 @@
 __all__ = ['PRINTED', 'CROSSED', 'run_curves', 'of_reward', 'mean_rise', 'paired_differences', 'lead_in_speed', 'with_objective',
            'faster', 'faster_at_ratios', 'better_at_equal_reward', 'strongest', 'better_at_end', 'share_left',
            'least_step', 'overall_step', 'relative_effect', 'published_run', 'published_speed', 'published_lead',
-           'published_end', 'published_step', 'crossings_table', 'ends_table']
+           'published_end', 'published_step', 'crossings_table', 'ends_table', 'verdict_at_end',
+           'verdict_at_equal_reward']
 
 # %% ../../nbs/6_experiments/comparisons.ipynb #54025366
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from vggflow.experiments.passages import (
     common_rewards,
     first_crossing,
     lead_at_equal_reward,
+    t_interval,
 )
 from .results import Results, by_series, read_results, series_label
 from .style import METRICS
@@ -389,3 +391,63 @@ def _mean_and_deviation(rows, key):
     values = np.array([row[key] for row in rows])
     digits = _DIGITS.get(key, 3)
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+# %% ../../nbs/6_experiments/comparisons.ipynb #11daf148
+def verdict_at_end(
+    results: Results,
+    vary: str,  # Setting in which the two series differ
+    metrics: list,  # Columns
+) -> str:
+    "What the second series ends with more than the first: means with 95 % intervals"
+    label = {value: _label(results, value, vary) for value in by_series(results, vary)}
+    first, second = label
+    found = []
+    for name in metrics:
+        runs = run_curves(results, vary, name)
+        differences = paired_differences(runs[second], runs[first], lambda run: run[2][-1])
+        found.append(f"{METRICS[name]['title']} {_with_interval(t_interval(differences))}")
+    said = f"At the end, {label[second]} less {label[first]}, 95 % intervals over the seeds"
+    return f"{said}: {'; '.join(found)}."
+
+
+def _label(results, value, vary):
+    "A series in words"
+    return series_label(value, vary, results.card.get("steps", 20))
+
+
+def _with_interval(interval) -> str:
+    "A mean and half its interval, and whether it tells anything"
+    if interval["low"] is None:
+        return f"{interval['mean']:+.3g} (one seed)"
+    half = interval["mean"] - interval["low"]
+    told = "" if abs(interval["mean"]) > half else ", not told apart"
+    return f"{interval['mean']:+.3g} ± {half:.2g}{told}"
+
+# %% ../../nbs/6_experiments/comparisons.ipynb #e0a48ee4
+def verdict_at_equal_reward(
+    results: Results,
+    vary: str,  # Setting in which the series differ
+    metrics: list,  # Columns
+) -> str:
+    "Whom the first series is ahead of, or behind, where both first pass a reward"
+    one, *others = by_series(results, vary)
+    sentences = []
+    for name in metrics:
+        runs = run_curves(results, vary, name)
+        leads = {o: _leads(runs[one], runs[o], METRICS[name]["up"]) for o in others}
+        places = {"ahead of": [], "behind": [], "not told apart from": []}
+        for other, values in leads.items():
+            places[_place(t_interval(values))].append(_label(results, other, vary))
+        said = [f"{place} {', '.join(names)}" for place, names in places.items() if names]
+        sentences.append(f"{METRICS[name]['title']}: {'; '.join(said)}.")
+    said = (
+        f"{_label(results, one, vary)} at equal reward, by 95 % intervals over the seeds."
+    )
+    return " ".join([said, *sentences])
+
+
+def _place(interval) -> str:
+    "On which side of zero an interval is"
+    if interval["low"] is None or interval["low"] <= 0 <= interval["high"]:
+        return "not told apart from"
+    return "ahead of" if interval["mean"] > 0 else "behind"
