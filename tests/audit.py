@@ -11,17 +11,17 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 INSTALLED = ROOT / ".venv"
 FILE = ROOT / "data/bench/audit.json"
 TOOLS = Path(sys.executable).parent
 ASK = re.compile("GPL|UNKNOWN", re.I)  # Licences that somebody should look at
-TORCH = re.compile(
-    "(torch|torchvision|triton|nvidia|cuda)"
-)  # Installed as the CPU has them
 PARTS = ("common", "theory", "methods", "training", "worlds", "judging")
 TESTS = ("pytest", "pytest-xdist", "hypothesis", "tensorboard", "torchmetrics")
 EXTRAS = "figures,fid"  # In any versions that go with the lowest of what all need
@@ -59,29 +59,30 @@ def licences() -> dict:
 
 
 def lowest_versions() -> list:
-    "The lowest versions that pyproject.toml allows, as uv resolves them"
+    "The lowest versions that pyproject.toml allows of what it names, as uv resolves them"
     words = ("pip", "compile", "-q", "--no-header", "--no-annotate")
     words += ("--resolution", "lowest-direct", "--only-binary", ":all:")
     words += ("--no-binary", "dreamsim", ROOT / "pyproject.toml")
-    return called(TOOLS / "uv", *words, check=True).stdout.split()
+    pins = called(TOOLS / "uv", *words, check=True).stdout.split()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = {Requirement(line).name for line in project["dependencies"]} - {"torch"}
+    return [pin for pin in pins if pin.partition("==")[0] in direct]
 
 
 def lowest(folder: Path, torch: str) -> dict:
     "The tests of the package with the lowest versions of what every installation needs"
-    pinned = lowest_versions()
-    python = folder / "bin/python"
-    install = (python, "-m", "pip", "install", "-q", "--no-compile")
+    python, pins = folder / "bin/python", folder / "lowest.txt"
+    pinned = [*torch.split(), *lowest_versions()]
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([*install, *torch.split()], check=True)
-    others = [pin for pin in pinned if not TORCH.match(pin)]
-    subprocess.run([*install, "--no-deps", *others], check=True)
-    (folder / "lowest.txt").write_text("\n".join([*torch.split(), *others]))
-    more = ("-c", folder / "lowest.txt", "-e", f"{ROOT}[{EXTRAS}]", *TESTS)
+    pins.write_text("\n".join(pinned))
+    subprocess.run([python, "-m", "pip", "install", "-q", *torch.split()], check=True)
+    more = ("-c", pins, "-e", f"{ROOT}[{EXTRAS}]", *TESTS)
+    install = (TOOLS / "uv", "pip", "install", "-q", "--python", python)
     subprocess.run([*install, *more], check=True)
     tests = [f"tests/{part}" for part in PARTS]
     answer = called(python, "-m", "pytest", "-q", "-n", "2", *tests, cwd=ROOT)
-    print(answer.stdout[-2000:])
-    return dict(pinned=[*torch.split(), *others], said=answer.stdout.splitlines()[-1])
+    print(answer.stdout[-4000:])
+    return dict(pinned=pinned, said=answer.stdout.splitlines()[-1])
 
 
 def main(words=None) -> int:
