@@ -101,7 +101,7 @@ GROUPS = {
     "training": "updates lr batch_size steps shift transitions seed optimizer weight_decay "
     "grad_clip schedule ema",
     "memory": "micro_batch forward_batch gradient_checkpointing decode_checkpointing taesd "
-    "vae_tiling vae_slicing decoder_dtype tf32 "
+    "vae_tiling vae_slicing decoder_dtype tf32 autocast "
     "compile embeddings",
     "adapter and correction": "lora_rank lora_alpha lora_dropout lora_targets lora_in_base "
     "correction correction_layers cfg_batched detach_base max_sequence_length text_batch "

@@ -1,5 +1,6 @@
 "What a GPU is asked to do, as far as a CPU can tell: precision, waiting, places, graphs"
 
+import math
 import warnings
 
 import pytest
@@ -99,6 +100,67 @@ def test_tf32_is_one_setting():
     assert "tf32" not in load_emoji().describe()
 
 
+def kept_for_gradients(flow, x, prompts):
+    "Gradient of the adapter, and the bytes that its graph keeps beside weights"
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {weight.untyped_storage().data_ptr() for weight in flow.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        v = flow.velocity(x, torch.linspace(0.1, 0.9, len(x)), prompts)
+    gradient = torch.autograd.grad(v.square().sum(), flow.trainable_parameters())
+    assert {part.dtype for part in gradient} == {torch.float32}
+    return torch.cat([part.flatten() for part in gradient]), sum(kept.values())
+
+
+def test_an_adapter_in_the_models_type_keeps_less_and_its_gradient_is_near():
+    "By what share: emoji world, four random latents, guidance of the world"
+    x = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    ways = dict(
+        exact={}, half=dict(dtype="bfloat16"), cast=dict(dtype="bfloat16", autocast=True)
+    )
+    gradient, kept = {}, {}
+    for name, how in ways.items():
+        flow, noise = load_emoji(**how), torch.Generator().manual_seed(1)
+        for weight in flow.trainable_parameters():
+            weight.data.normal_(std=0.05, generator=noise)
+        found = kept_for_gradients(flow, x, ["a cat", "an owl"] * 2)
+        gradient[name], kept[name] = found
+    exact = gradient["exact"]
+    off = {name: ((g - exact).norm() / exact.norm()).item() for name, g in gradient.items()}
+    print(off, kept)
+    assert 1e-3 < off["half"] < 0.05 and off["cast"] < 0.05
+    assert not torch.equal(gradient["cast"], gradient["half"])
+    assert kept["cast"] < 0.8 * kept["half"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_with_the_adapter_in_the_models_type(pipelines, name):
+    "Weights move and stay in float32, ν's adapter is cast too, the record says so"
+    how = dict(shake=0, dtype="bfloat16", autocast=True, correction="adapter")
+    flow = open_flow(pipelines[name], **how)
+    config = FinetuneConfig(updates=2, batch_size=2, steps=4, transitions=2, lr=1e-3)
+    method = METHODS["VGGFlow"]()
+    history = finetune(flow, brightness, method, config, prompts=TWO, progress=False)
+    assert all(math.isfinite(row["loss"]) for row in history.rows)
+    assert any(weight.any() for key, weight in flow._lora if "lora_B" in key)
+    assert {weight.dtype for weight in flow.trainable_parameters()} == {torch.float32}
+    factors = [layer.lora_A["correction"] for layer in flow._layers]
+    assert all("forward" in vars(factor) for factor in factors)
+    assert flow.describe()["autocast"] is True
+
+
+def test_an_adapter_cannot_follow_a_model_in_float32(pipelines):
+    with pytest.raises(ValueError, match="autocast=True .* load it with dtype='bfloat16'"):
+        open_flow(pipelines["sd3"], autocast=True)
+    assert "autocast" not in open_flow(pipelines["sd3"]).describe()
+
+
 def test_encodings_stay_on_the_models_device(pipelines, monkeypatch):
     "Known, they are not copied again"
     flow = open_flow(pipelines["sd3"])
@@ -138,17 +200,21 @@ def test_what_a_device_map_has_placed_is_not_moved(pipelines, monkeypatch):
     assert moved == [("cpu",)]
 
 
+@pytest.mark.parametrize("how", [{}, dict(dtype="bfloat16", autocast=True)], ids=repr)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_transformer_is_one_graph(pipelines, name):
+def test_the_transformer_is_one_graph(pipelines, name, how):
     "As torch.compile sees it, of a model that was never called"
-    flow, fresh = (open_flow(pipelines[name], **KINDS[name].plain) for _ in range(2))
+    how = KINDS[name].plain | how
+    flow, fresh = (open_flow(pipelines[name], **how) for _ in range(2))
     given = []
     flow.transformer.register_forward_pre_hook(
         lambda net, args, options: given.append((args, options)), with_kwargs=True
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        flow.call_transformer(flow.transformer, flow.prior(2), T, *flow.encode(TWO))
+        kind = flow.transformer.dtype
+        encodings = [part.to(kind) for part in flow.encode(TWO)]
+        flow.call_transformer(flow.transformer, flow.prior(2).to(kind), T, *encodings)
         args, options = given[0]
         seen = torch._dynamo.explain(fresh.transformer)(*args, **options)
     assert seen.graph_break_count == 0, seen.break_reasons

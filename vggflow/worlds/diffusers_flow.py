@@ -30,7 +30,7 @@ from .corrections import AdapterCorrection, TransformerCorrection
 from .decoding import ImageDecoding, tiny_decoder
 from .encodings import PromptMemory
 from .folding import FoldedAdapter
-from .lora import SavedAdapter, SwitchedAdapter
+from .lora import CastAdapter, SavedAdapter, SwitchedAdapter
 from .pretrained import PretrainedPipeline
 from .recompute import RecomputedBlocks, attention_kernel, differentiating
 from .scheduler import scheduler_times
@@ -161,6 +161,7 @@ class DescribedFlow:
             vae_tiling=(bool(getattr(self.vae, "use_tiling", False)), False),
             dtype=(dtype, "float32"),
             tf32=(self.tf32, False),
+            autocast=(self.autocast, False),
             decoder_dtype=(str(self.vae.dtype).split(".")[-1], dtype),
         )
 
@@ -307,6 +308,7 @@ class FlowParts(
     CorrectionMaking,
     PromptMemory,
     SwitchedAdapter,
+    CastAdapter,
     FoldedAdapter,
     StartingAdapter,
     SavedAdapter,
@@ -332,11 +334,14 @@ class ConfiguredFlow(FlowParts):
         gradient_checkpointing: bool = False,  # Recompute the transformer's blocks
         decoder_dtype=None,  # Of the decoder where it is not the model's: float32
         tf32: bool = False,  # float32 products in TF32, in this whole process: on a GPU
+        autocast: bool = False,  # The adapter's products in the model's type
         compile=False,  # True or a backend: torch.compile of calls without gradients
         fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
     ):
         "Set what trades time, memory and precision; all off by default"
-        self.tf32 = tf32
+        self.tf32, self.autocast = tf32, autocast
+        if autocast:
+            self.cast_products()
         if tf32:
             torch.set_float32_matmul_precision("high")
         if decoder_dtype is not None:
