@@ -77,11 +77,12 @@ def pace_of(
     "Seconds per update, all included; an open run: those of its updates and a quarter"
     if not rows:
         return None
+    updates = rows[-1]["update"]  # a row may stand for several
     seconds = sum(row.get("seconds") or 0 for row in rows)
     with suppress(OSError, ValueError, KeyError, TypeError):
         notebook = json.loads((card.folder / "run.ipynb").read_text(encoding="utf8"))
-        return max(seconds, notebook["metadata"]["papermill"]["duration"]) / len(rows)
-    return 1.25 * seconds / len(rows)
+        return max(seconds, notebook["metadata"]["papermill"]["duration"]) / updates
+    return 1.25 * seconds / updates
 
 
 def seconds_left(
