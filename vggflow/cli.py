@@ -41,12 +41,11 @@ class Verb:
     does: str  # E.g. 'commands.sample:sample_images'
     homes: tuple = ()  # The nearest first
     pipeline: bool = False  # With the options that a saved model is loaded by
-    leave: tuple = ()  # Names of the homes that are no options
 
     @property
     def settings(self) -> dict:
         "Name -> `Setting`"
-        never = ("path", "pipe", "built", "command", "rest", "token", *self.leave)
+        never = "path", "pipe", "built", "command", "rest", "token", "processes"
         found = gathered((self.does, *self.homes), never)
         if self.pipeline:
             more = gathered(MODEL)
@@ -60,14 +59,11 @@ VERBS = {
         ("commands.finetune:finetune_model", *RUN, "commands.doctor:doctor"),
     ),
     "finetune": Verb("commands.finetune:finetune_model", RUN),
-    "sample": Verb(
-        "commands.sample:sample_images", SAVED, pipeline=True, leave=("processes",)
-    ),
+    "sample": Verb("commands.sample:sample_images", SAVED, pipeline=True),
     "evaluate": Verb(
         "commands.evaluate:evaluate_model",
         (*SAVED, "commands.evaluate:draw_sets"),
         pipeline=True,
-        leave=("processes",),
     ),
     "export": Verb("commands.export:export_run"),
     "replay": Verb("commands.replay:print_replay"),
