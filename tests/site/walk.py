@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("page", nargs="*")
     parser.add_argument("--kinds", action="store_true")
     parser.add_argument("--shots", type=Path)
-    said = parser.parse_args()
+    said = parser.parse_intermixed_args()
     names = said.page or (list(KINDS) if said.kinds else pages(said.html))
     if said.shots:
         said.shots.mkdir(parents=True, exist_ok=True)
