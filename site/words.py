@@ -49,7 +49,7 @@ def glossary() -> str:
     "The page of words, as a glossary that other pages can refer to"
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section("start", "Words"), re.M)[1:]
     rows = [row for row in rows if not row[0].startswith("---")]
-    terms = "\n".join(f"{word}\n: {meaning}" for word, meaning in sorted(rows))
+    terms = "\n\n".join(f"{word}\n  {meaning}" for word, meaning in sorted(rows))
     head = "# Glossary\n\n> Words that the book uses in one sense\n\n"
     return f"{head}```{{glossary}}\n{terms}\n```\n"
 

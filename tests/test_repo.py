@@ -132,6 +132,9 @@ def test_notebook_is_clean(notebook):
         assert len(parameters) == 1, "needs exactly one cell tagged 'parameters'"
     if notebook.parent.name == "experiments":
         assert not any(cell["outputs"] for cell in code), "templates keep no outputs"
+    said = json.dumps([cell["outputs"] for cell in code])
+    assert '"name": "stderr"' not in said, "keeps warnings or bars: clear these outputs"
+    assert str(ROOT) not in said and "site-packages" not in said, "a path of this machine"
     assert notebook.stat().st_size < 250_000, "over 250 KB"
 
 

@@ -216,6 +216,16 @@ def test_every_option_of_a_command_is_on_its_page(pages):
         assert not missing, (verb, missing)
 
 
+def test_the_glossary_gives_every_word_its_meaning(pages):
+    "As Sphinx reads it: a word, and its meaning further in"
+    page = prose(pages["paths/glossary"]).partition("{glossary}")[2]
+    entries = page.strip("`\n ").split("\n\n")
+    assert len(entries) > 5
+    for entry in entries:
+        word, meaning = entry.split("\n")
+        assert not word.startswith((" ", ":")) and meaning.startswith("  "), entry
+
+
 def test_every_figure_has_its_page(pages):
     for record in sorted((ROOT / "figures").glob("*.json")):
         text = joined(pages[f"figures/{record.stem}"])
