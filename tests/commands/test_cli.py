@@ -119,6 +119,7 @@ def test_help_needs_no_torch_and_knows_every_setting():
         "pipe",
         "options",
         "self",
+        "text_encoders",
         "cls",
         "kwargs",
     }
@@ -140,6 +141,21 @@ def test_help_says_something_of_every_option(name):
         assert setting.help, (
             f"{name} --{setting.name} has no help: write a comment behind it"
         )
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_switch_changes_something(name):
+    "One that is on already is spelled by what turns it off"
+    settings = cli.VERBS[name].settings.values()
+    idle = {s.name for s in settings if s.kind is bool and s.default} - {*cli.OFF}
+    assert not idle
+
+
+@pytest.mark.parametrize("name", ["finetune", "sample", "evaluate", "doctor"])
+def test_options_stand_in_groups(name):
+    grouped = " ".join(cli.GROUPS.values()).split()
+    loose = [s.name for s in cli.VERBS[name].settings.values() if not s.positional]
+    assert not {*loose} - {*grouped}
 
 
 def test_help_reads_the_defaults_of_the_run():

@@ -335,7 +335,7 @@ class ConfiguredFlow(FlowParts):
         decoder_dtype=None,  # Of the decoder where it is not the model's: float32
         tf32: bool = False,  # float32 products in TF32, in this whole process: on a GPU
         autocast: bool = False,  # The adapter's products in the model's type
-        compile=False,  # True or a backend: torch.compile of calls without gradients
+        compile=False,  # torch.compile of calls without gradients; in Python a backend, too
         fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
     ):
         "Set what trades time, memory and precision; all off by default"
