@@ -231,7 +231,7 @@ def as_parameter(setting: Setting, group=None) -> inspect.Parameter:
 # %% ../nbs/7_commands/cli.ipynb #4acb6cc7
 EXAMPLES = {
     "finetune": r"""examples:
-  vggflow finetune --method ReFL --updates 20 --out runs/emoji    the emoji world, on a CPU
+  vggflow finetune --method ReFL --updates 20 --eval-every 0 --out runs/emoji    on a CPU
   vggflow finetune --model stabilityai/stable-diffusion-3.5-medium --reward pickscore \
       --prompts drawbench --guidance-scale 5 --beta 1e4 --image-size 512 \
       --micro-batch 1 --gradient-checkpointing --out runs/pick

@@ -38,6 +38,17 @@ def test_more_evaluations_of_the_same_curve_give_no_lead():
     assert lead_at_equal_reward(steeper, straight, False) < -0.1
 
 
+def test_what_was_passed_before_the_first_evaluation_does_not_count():
+    "Two runs on one curved front: the fast one's first step is a chord that cuts it"
+    shares = np.linspace(0, 1, 41)
+    slow = np.array([shares * 400, shares, 1 - shares**2])
+    fast = slow[:, [0, *range(20, 41, 2)]]
+    lead = lead_at_equal_reward(slow, fast, True)
+    assert 0 <= lead < 1e-3
+    chord = np.interp(0.25, fast[1], fast[2])
+    assert first_crossing(slow, 0.25)[1] - chord > 0.05, "teeth: the chord is far off"
+
+
 def test_numbers_of_a_series_are_those_of_its_seeds():
     updates = np.arange(0.0, 101.0, 10)
     runs = [np.array([updates, updates / 50 + k / 10, updates * k]) for k in range(3)]

@@ -1,6 +1,8 @@
 "What a GPU is asked to do, as far as a CPU can tell: precision, waiting, places, graphs"
 
+import copy
 import math
+import shutil
 import warnings
 
 import pytest
@@ -9,12 +11,14 @@ from test_pipelines import KINDS, TWO, T, brightness, open_flow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vggflow.commands import installation
+from vggflow.commands.doctor import check_sizes_of
 from vggflow.judging.rewards import get_reward
 from vggflow.methods.registry import METHODS
 from vggflow.theory.value import reward_gradient
 from vggflow.training.config import FinetuneConfig
 from vggflow.training.loop import finetune
 from vggflow.worlds.emoji import load_emoji
+from vggflow.worlds.lora import CastLinear
 
 NAMES = ("sd3", "dev", "z_image")
 
@@ -151,12 +155,39 @@ def test_a_run_with_the_adapter_in_the_models_type(pipelines, name):
     assert any(weight.any() for key, weight in flow._lora if "lora_B" in key)
     assert {weight.dtype for weight in flow.trainable_parameters()} == {torch.float32}
     factors = [layer.lora_A["correction"] for layer in flow._layers]
-    assert all("forward" in vars(factor) for factor in factors)
+    assert {type(factor) for factor in factors} == {CastLinear}
     assert flow.describe()["autocast"] is True
 
 
+def test_products_can_be_turned_back_and_a_copy_has_its_own(pipelines):
+    flow = open_flow(pipelines["sd3"], dtype="bfloat16", autocast=True)
+    other = copy.deepcopy(flow)
+    x = flow.prior(2)
+    for weight in other.trainable_parameters():
+        weight.data.mul_(3)
+    with torch.no_grad():
+        cast, copied = flow.velocity(x, T, TWO), other.velocity(x, T, TWO)
+        flow.configure(fold=False)
+        plain = flow.velocity(x, T, TWO)
+    assert (copied - cast).norm() > 0.1 * cast.norm()
+    assert not torch.equal(plain, cast) and (plain - cast).norm() < 0.1 * cast.norm()
+    assert "autocast" not in flow.describe() and other.describe()["autocast"]
+
+
+def test_what_cannot_be_cast_is_refused_before_weights_are_read(pipelines, tmp_path):
+    folder = shutil.copytree(pipelines["sd3"], tmp_path / "headless")
+    for file in folder.glob("transformer/*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="autocast=True .* give dtype='bfloat16'"):
+        open_flow(folder, autocast=True)
+    found = check_sizes_of(dict(autocast=True, dtype="bfloat16"), str(folder))
+    assert "rank 8" in found
+    with pytest.raises(ValueError, match="give dtype='bfloat16'"):
+        check_sizes_of(dict(autocast=True, dtype="float32"), str(folder))
+
+
 def test_an_adapter_cannot_follow_a_model_in_float32(pipelines):
-    with pytest.raises(ValueError, match="autocast=True .* load it with dtype='bfloat16'"):
+    with pytest.raises(ValueError, match="autocast=True .* give dtype='bfloat16'"):
         open_flow(pipelines["sd3"], autocast=True)
     assert "autocast" not in open_flow(pipelines["sd3"]).describe()
 

@@ -49,6 +49,7 @@ def test_wrong_options_are_refused(tiny, options, text):
             r"\['to_w', 'attn.q'\] match no layer.*attn.to_q",
         ),
         (dict(lora_targets="attn.to_q"), "match no layer"),
+        (dict(lora_targets=["attn.to_q", "pos_embed.proj"]), "a convolution: only linear"),
         (dict(taesd="FIVE"), "5 channels"),
         (dict(taesd="VAE"), "not an AutoencoderTiny"),
         (dict(device="gpu"), "unknown device 'gpu'"),

@@ -276,6 +276,8 @@ def test_size_and_targets(tiny):
     assert about["latent_size"] == 4 and about["lora_targets"] == ["attn.to_q"]
     assert not any("attn2" in name for name in flow.trainable_state())
     assert any("attn2.to_q" in name for name in reload(tiny["sd35"]).trainable_state())
+    pattern = reload(tiny["sd35"], lora_targets=r".*attn\.to_[qk]")
+    assert pattern.describe()["lora_targets"] == r".*attn\.to_[qk]"
 
 
 def test_dtype_is_float32_unless_named(tiny):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OF_FLOW', 'doctor', 'known_options', 'PartsVisit', 'Visit', 'describe_model', 'load_any_reward', 'check_prompts',
-           'describe_method', 'check_loop', 'check_sizes_of', 'asked_of_memory', 'memory_plan', 'check_memory_need',
-           'room_needed', 'check_disk', 'print_checks']
+           'describe_method', 'check_loop', 'check_sizes_of', 'asked_of_memory', 'usual_dtype', 'memory_plan',
+           'check_memory_need', 'room_needed', 'check_disk', 'print_checks']
 
 # %% ../../nbs/7_commands/doctor.ipynb #51af72b9
 import math
@@ -257,13 +257,14 @@ def check_loop(given: dict, method=None, out="", world=None) -> str:
 
 # %% ../../nbs/7_commands/doctor.ipynb #b045caa4
 OF_FLOW = ("taesd", "resolution", "image_size", "correction", "correction_layers")
-OF_FLOW += ("lora_rank", "lora_alpha", "lora_targets", "lora_dropout")
+OF_FLOW += ("lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "autocast")
 
 
 def check_sizes_of(
     given: dict, model, revision=None, local_files_only: bool = False
 ) -> str:
     "Adapter, size of the images, correction and tiny decoder; raises as loading would"
+    from vggflow.worlds.checks import as_dtype
     from vggflow.worlds.sd3 import pipeline_flow
 
     names = ("lora_rank", "lora_targets", "lora_dropout", "correction_layers", "taesd")
@@ -273,6 +274,8 @@ def check_sizes_of(
     kind = given.get("correction")
     more = dict(correction=kind) if isinstance(kind, str) else {}
     asked = {**own, "image_size": size, **more}
+    if given.get("autocast"):
+        asked |= dict(autocast=True, dtype=as_dtype(given.get("dtype") or usual_dtype()))
     hub = dict(revision=revision, local_files_only=local_files_only)
     pipeline_flow(model, hub).check_options(model, asked, **hub)
     images = f"{size}²" if isinstance(size, int) else f"{size or 'its own size'}"
@@ -291,6 +294,11 @@ def asked_of_memory(method: str, options: dict = None) -> dict:
     return {**asked, **(dict(dtype=made.weights_dtype) if made.weights_dtype else {})}
 
 # %% ../../nbs/7_commands/doctor.ipynb #1c6c18b1
+def usual_dtype() -> str:
+    "Of a model where none is asked for"
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
 def memory_plan(given: dict, method: str, options, seen: dict, prompts: int) -> MemoryPlan:
     "What the memory is estimated from"
     from vggflow.worlds.checks import as_sides
@@ -310,8 +318,7 @@ def memory_plan(given: dict, method: str, options, seen: dict, prompts: int) -> 
     asked = {k: v for k, v in asked_of_memory(method, options).items() if k in names}
     if "transitions" in asked:
         plan["transitions"] = asked["transitions"]
-    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    usual = {"correction": False, "dtype": dtype, "prompts": prompts}
+    usual = {"correction": False, "dtype": usual_dtype(), "prompts": prompts}
     return MemoryPlan(**{**usual, **asked, **plan})
 
 # %% ../../nbs/7_commands/doctor.ipynb #1b3b2646

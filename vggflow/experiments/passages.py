@@ -29,10 +29,10 @@ def first_crossing(
 # %% ../../nbs/6_experiments/passages.ipynb #3ffe9148
 def common_rewards(
     runs: list,  # Arrays (updates, reward, metric)
-    base: float,  # Reward of the base model
+    base: float,  # A reward, e.g. the base model's
     n: int = 5,
 ) -> np.ndarray:  # (n,)
-    "Rewards that every run reached, above the base model's"
+    "Rewards that every run reached, above one"
     top = min(reward.max() for _, reward, _ in runs)
     levels = base + (top - base) * np.arange(1, n + 1) / n
     levels[-1] = top  # not a rounding above it
@@ -43,11 +43,11 @@ def lead_at_equal_reward(
     run,  # (updates, reward, metric)
     other,  # The same of the run it is compared with
     up: bool,  # Is more of the metric better?
-) -> float:  # nan where no reward above the base is common
+) -> float:  # nan where no reward is common
     "How much better a run's metric is where both first pass a reward: mean of five"
-    base = run[1][0]
-    levels = common_rewards([run, other], base)
-    if levels[-1] <= base:
+    seen = max(run[1][0], run[1][1], other[1][1])  # at the first evaluation of both
+    levels = common_rewards([run, other], seen)
+    if levels[-1] <= seen:
         return np.nan
     passed = [[first_crossing(one, level)[1] for level in levels] for one in (run, other)]
     return float((1 if up else -1) * np.mean(np.subtract(*passed)))

@@ -56,8 +56,7 @@ def _second_adapter(flow) -> dict:
         net.add_adapter(LoraConfig(**flow._lora_config), adapter_name="correction")
     for weight in flow.trainable_parameters():
         weight.requires_grad_(True)  # peft froze it
-    if flow.autocast:
-        flow.cast_products()
+    flow.cast_products()
     flow.switch_adapter("default")
     named = net.named_parameters()
     own = {name: weight for name, weight in named if ".correction." in name}

@@ -136,7 +136,7 @@ class DescribedFlow:
             model=Path(self.loaded_from).name,
             lora_rank=adapter.r,
             lora_alpha=adapter.lora_alpha,
-            lora_targets=sorted(adapter.target_modules),
+            lora_targets=_in_order(adapter.target_modules),
             guidance_scale=self.guidance_scale,
             **own,
         )
@@ -175,6 +175,11 @@ class DescribedFlow:
         return marks
 
 # %% ../../nbs/5_worlds/diffusers_flow.ipynb #168df789
+def _in_order(targets):
+    "Names of layers in their order; a pattern as it is"
+    return targets if isinstance(targets, str) else sorted(targets)
+
+
 def _weights_mark(*nets):
     "Checksum of eight numbers of every weight but those of adapters"
     named = [item for net in nets for item in net.named_parameters()]
@@ -338,10 +343,9 @@ class ConfiguredFlow(FlowParts):
         compile=False,  # torch.compile of calls without gradients; in Python a backend, too
         fold: bool = True,  # Draw with the adapter inside the weights, where that is exact
     ):
-        "Set what trades time, memory and precision; all off by default"
+        "Set what trades time, memory and precision"
         self.tf32, self.autocast = tf32, autocast
-        if autocast:
-            self.cast_products()
+        self.cast_products()
         if tf32:
             torch.set_float32_matmul_precision("high")
         if decoder_dtype is not None:
@@ -368,7 +372,7 @@ class DiffusersFlow(ConfiguredFlow):
         lora_rank: int = 8,  # Rank of the adapter
         lora_alpha: float = None,  # Scale is alpha / rank; default `lora_rank`
         lora_targets: list = None,  # Adapted layers; default all attention projections
-        guidance_scale: float = 1.0,  # w in u + w (c − u); up to 1 there is none (paper: 5)
+        guidance_scale: float = 1.0,  # As the pipeline has it; SD3: w in u + w (c − u)
         negative_prompt: str = "",  # Of u, what guidance leads away from
         lora=None,  # Adapter to start from: a folder, a file or a hub id
         lora_in_base: bool = True,  # The base, which a run keeps near to, has it; else not

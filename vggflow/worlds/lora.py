@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SECOND_TARGETS', 'check_targets', 'is_targeted', 'check_adapter', 'SwitchedAdapter', 'CastAdapter',
-           'lora_settings', 'AdapterWeights', 'SavedAdapter', 'adapter_misfit', 'other_architecture', 'put_factors']
+           'CastLinear', 'check_autocast', 'lora_settings', 'AdapterWeights', 'SavedAdapter', 'adapter_misfit',
+           'other_architecture', 'put_factors']
 
 # %% ../../nbs/5_worlds/lora.ipynb #9ea018f9
 import contextlib
@@ -29,14 +30,22 @@ def check_targets(
     targets,  # Names of layers, or one regular expression
 ):
     "Raise a one-line `ValueError` where an adapter would have no layer"
-    names = [n for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    names = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     try:
-        if any(is_targeted(name, targets) for name in names):
+        meant = [name for name in layers if is_targeted(name, targets)]
+        if meant and {*meant} <= {*names}:
             return
     except (TypeError, re.error) as error:
         raise ValueError(
             f"lora_targets {targets!r} are neither names nor a pattern ({error})"
         ) from None
+    if meant:
+        other = next(name for name in meant if name not in names)
+        raise ValueError(
+            f"lora_targets {targets!r} match {other}, a convolution: "
+            "only linear layers are adapted"
+        )
     block = r"transformer_blocks\.\d+\."
     own = [re.sub(block, "", name) for name in names if re.match(block, name)]
     raise ValueError(
@@ -138,27 +147,33 @@ class CastAdapter:
     autocast = False  # Whether they are; else in that of their weights, float32
 
     def cast_products(self):
-        "Let the factors of all adapted layers compute in the type of the layer's input"
-        if self.transformer.dtype == torch.float32:
-            raise ValueError(
-                "autocast=True takes the adapter's products in the model's type, and the "
-                "model is in float32: load it with dtype='bfloat16'"
-            )
+        "Let all factors compute in the type of the layer's input, or in their own again"
+        if self.autocast:
+            check_autocast(self.transformer.dtype)
         for layer in self._layers:
-            layer.cast_input_dtype_enabled = False
+            layer.cast_input_dtype_enabled = not self.autocast
             for factor in (*layer.lora_A.values(), *layer.lora_B.values()):
-                if "forward" not in vars(factor):
-                    factor.forward = _in_type_of_input(factor.forward)
+                factor.__class__ = CastLinear if self.autocast else nn.Linear
 
 
-def _in_type_of_input(product):
-    "A layer's product, its weights cast"
+class CastLinear(nn.Linear):
+    "A factor of an adapter that computes in the type of its input"
 
-    def cast(x):
-        with torch.autocast(x.device.type, x.dtype):
-            return product(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "x Aᵀ, the weights cast"
+        return nn.functional.linear(x, self.weight.to(x.dtype))
 
-    return cast
+
+def check_autocast(
+    dtype: torch.dtype,  # Of the model; None is float32
+):
+    "Refuse it where the model's type is that of the adapter"
+    if dtype in (None, torch.float32):
+        raise ValueError(
+            "autocast=True takes the adapter's products in the model's type, and that is "
+            "float32 here: give dtype='bfloat16', or leave it out (Adjoint Matching "
+            "computes in float32)"
+        )
 
 # %% ../../nbs/5_worlds/lora.ipynb #84fd15e3
 def lora_settings(

@@ -27,7 +27,7 @@ from vggflow.worlds.checks import (
     quietly,
 )
 from .decoding import check_tiny_decoder
-from .lora import check_adapter, check_targets
+from .lora import check_adapter, check_autocast, check_targets
 from .single_file import is_single_file, pipeline_home, transformer_of_file
 from .starting import read_start
 from .world import flow_recipe, parameters
@@ -125,6 +125,8 @@ class CheckedOptions(PipelineFacts):
         check_tokens(tokens, options.get("text_batch", 1))
         parts = ("transformer", "vae")
         config, decoder = (part_config(path, part, revision, **hub) for part in parts)
+        if options.get("autocast"):
+            check_autocast(options.get("dtype"))
         rank, dropout = options.get("lora_rank", 8), options.get("lora_dropout", 0.0)
         check_adapter(rank, dropout, options.get("lora_alpha"))
         check_guidance(**{k: options.get(k) for k in GUIDANCE})
@@ -162,7 +164,7 @@ class CheckedPipeline(CheckedOptions):
         weights = cls.network(config).weights
         check_memory(weights, dtype or torch.float32, _memory(device))
         if not {"transformer", "vae"} & {*load}:
-            cls.check_options(path, own, revision, **hub)
+            cls.check_options(path, dict(own, dtype=dtype), revision, **hub)
         for part, kind in index.items():
             if isinstance(kind, list) and kind[0] is None:
                 load.setdefault(part, None)  # e.g. a pipeline saved without T5
