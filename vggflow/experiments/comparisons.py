@@ -414,7 +414,7 @@ def verdict_at_end(
     said = f"At the end, {label[second]} less {label[first]}, 95 % intervals over the seeds"
     return f"{said}, p adjusted for {len(found)}: {'; '.join(found)}."
 
-
+# %% ../../nbs/6_experiments/comparisons.ipynb #1d97cbc4
 def told_from_zero(
     differences: dict,  # What -> numbers, one for each seed
 ) -> set:  # Those with an adjusted p below 0.05

@@ -24,7 +24,7 @@ _ADDED = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 LORA_TARGETS = [f"attn.{name}" for name in [*_OWN, *_ADDED]]
 SECOND_TARGETS = [f"attn2.{name}" for name in _OWN]  # of dual attention
 
-
+# %% ../../nbs/5_worlds/lora.ipynb #ac6df845
 def check_targets(
     net: nn.Module,  # A transformer; its weights are not needed
     targets,  # Names of layers, or one regular expression
