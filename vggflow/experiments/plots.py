@@ -49,7 +49,7 @@ def widen_axis(
     low, high = min(values), max(values)
     if not 0 < 2 * low < high:
         return
-    ticks = (1, 1.5, 2, 3, 5) if high < 6 * low else (1, 2, 5)
+    ticks = (1, 1.5, 2, 3, 4, 5, 6, 7, 8.5) if high < 6 * low else (1, 2, 5)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=ticks))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
